@@ -1,0 +1,3 @@
+from aut.cli import main
+
+main()

@@ -1,0 +1,349 @@
+"""Params: one model of everything that changes a result, read from `params.yaml`, unknown keys refused.
+
+`conf/` (Hydra) is the only source; `compose` generates `params.yaml` from it. Identity (seed, quotas,
+global batch, base model) is here. Placement (device, workers, addresses) is a flag or an environment
+variable (`aut/layout.py`) and never here, so the same work elsewhere has the same name.
+
+A field has no Python default: DVC would not see such a number change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from aut.errors import ConfigError
+from aut.units import Domain, Role
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+"""Sources, probe sets and encoders: these names become DVC stage names and folders."""
+
+
+class Frozen(BaseModel):
+    """A section of params: immutable, misspelt keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Frozen):
+    """One corpus. `path` is relative to AUT_DATA (generated corpora keep theirs under AUT_WORK)."""
+
+    dataset: str  # a module of aut/datasets
+    role: Role  # training pool of that domain, or 'probe'
+    domain: Domain
+    path: str
+    options: dict[str, Any]  # what the adapter takes: column mapping, version, size of a toy ...
+
+    @model_validator(mode="after")
+    def _pool_matches_domain(self) -> Source:
+        if self.role not in ("probe", self.domain):
+            raise ValueError(f"role '{self.role}' must be 'probe' or equal the domain '{self.domain}'")
+        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+            raise ValueError(f"path '{self.path}' must lie below AUT_DATA: give it without a leading / or '..'")
+        return self
+
+
+class Index(Frozen):
+    quarantine_max_fraction: Fraction  # of a source's clips; more stops the run
+    min_s: NonNegativeFloat  # shorter clips go to the quarantine
+    max_s: PositiveFloat  # longer ones too (training truncates at 30 s)
+    max_text_tokens: PositiveInt  # pool rows with longer targets are dropped and counted
+    tokenizer: str  # 'utf8' counts bytes, an upper bound for byte-level BPE; else a tokenizer folder or hub name
+    captions_per_label: PositiveInt  # templates used for label-only sources
+
+
+class Screen(Frozen):
+    gates: list[Literal["id", "content", "acoustic"]]
+    acoustic_threshold: Fraction  # share of time-aligned fingerprint frames that must agree
+    min_match_s: PositiveFloat
+    max_flagged_fraction: Fraction  # of a domain's pool; more stops the pipeline
+
+
+class Mixture(Frozen):
+    rows: PositiveInt  # clips of one epoch
+    window: PositiveInt  # every window of so many rows has the quotas exactly
+    quota: dict[Domain, Fraction]  # sums to 1
+    short: Literal["repeat", "error"]  # a domain with fewer clips than its quota
+    parts: PositiveInt  # hash ranges a source is cut into
+
+    @model_validator(mode="after")
+    def _quota_fits(self) -> Mixture:
+        total = sum(self.quota.values())
+        if abs(total - 1.0) > 1e-9:
+            raise ValueError(f"quota sums to {total:g}, must sum to 1")
+        for domain, share in self.quota.items():
+            if abs(share * self.window - round(share * self.window)) > 1e-6:
+                raise ValueError(
+                    f"quota.{domain} = {share:g} is not a whole number of rows in a window of {self.window}: change one"
+                )
+        return self
+
+
+class ModelShape(Frozen):
+    """A Whisper that is trained here, from random weights."""
+
+    d_model: PositiveInt
+    encoder_layers: PositiveInt
+    decoder_layers: PositiveInt
+    heads: PositiveInt
+    mels: Literal[80, 128]
+    vocabulary: PositiveInt
+
+
+class Schedule(Frozen):
+    """Optimiser steps and how the learning rate moves over them."""
+
+    steps: PositiveInt | None  # null: from epochs
+    epochs: PositiveFloat | None  # null: from steps
+    batch: PositiveInt  # clips of one optimiser step, over all processes
+    lr: PositiveFloat
+    warmup_fraction: Fraction
+    weight_decay: NonNegativeFloat
+    betas: tuple[float, float]
+    clip_norm: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Schedule:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give steps or epochs, and null for the other")
+        return self
+
+
+class Training(Frozen):
+    """How a step is computed; identical for base and fine-tune."""
+
+    precision: Literal["fp32", "bf16"]
+    length: Literal["native", "padded"]  # native: no 30-s padding
+    max_s: PositiveFloat  # longer clips are truncated
+    language: str
+    spec_augment: bool
+    gain_jitter_db: NonNegativeFloat
+    label_smoothing: Fraction
+    checkpoint_every: PositiveInt  # steps
+    keep_checkpoints: PositiveInt
+    eval_every: PositiveInt
+    eval_clips: NonNegativeInt  # held out of the mixture, over all domains
+    activation_checkpointing: bool
+    deepspeed_stage: Literal[0, 1, 2, 3]  # 0: plain data parallel
+
+
+class BaseEncoder(Frozen):
+    """A starting point: everything in the table that is not fine-tuned here.
+
+    train       a small Whisper trained on the speech pool (where no hub can be reached)
+    pretrained  a Whisper from the hub or a folder, decoder included
+    random      the same shape as `base`, untrained
+    logmel      mean and deviation of each log-mel bin: no network at all
+    hub         any Hugging Face audio encoder, as a baseline only
+    """
+
+    kind: Literal["train", "pretrained", "random", "logmel", "hub"]
+    model: str | None  # hub name or folder, for pretrained and hub
+    revision: str | None
+
+
+class Base(Frozen):
+    encoders: dict[Name, BaseEncoder]  # `base` must be among them
+    shape: ModelShape  # for kinds train and random; ignored where base is pretrained
+    schedule: Schedule
+    training: Training
+
+    @model_validator(mode="after")
+    def _has_base(self) -> Base:
+        if "base" not in self.encoders:
+            raise ValueError("base.encoders needs the key 'base'")
+        for name, e in self.encoders.items():
+            if e.kind in ("pretrained", "hub") and not e.model:
+                raise ValueError(f"base.encoders.{name}.model is empty: give a hub name or a folder")
+        return self
+
+
+class Finetune(Frozen):
+    arms: list[Literal["adapted", "control"]]
+    seeds: list[NonNegativeInt]
+    schedule: Schedule
+    training: Training
+
+
+class Export(Frozen):
+    encoders: list[str]  # base, random, logmel ..., <arm>-<seed>: derived in conf
+    parity_atol: PositiveFloat
+    parity_clips: PositiveInt
+
+
+class Embed(Frozen):
+    sets: list[str]  # the probe sets: derived in conf
+    encoders: list[str]
+    poolings: list[Literal["valid", "padded"]]  # the first one decides; padded is the ablation
+    layers: Literal["last", "all"]
+    max_s: PositiveFloat
+
+
+class Protocol(Frozen):
+    """How a probe set is split and fitted.
+
+    folds      'official': the set's own folds, each the test part once; an integer k: k stratified
+               folds that keep a `source_id` whole; 'split': train on train+validation, test on test
+    repeats    for integer folds only: how many random divisions
+    """
+
+    folds: Literal["official", "split"] | PositiveInt
+    test_fold: str | None  # only this fold is tested (the paper's ESC-50 fold 5)
+    repeats: PositiveInt
+    stratified_fraction: Fraction | None  # a random test share instead of folds (the paper's GTZAN)
+    labels: str | None  # label mapping known to the dataset ('superb12'); null: as indexed
+    exclude: str | None  # exclusion list known to the dataset ('sturm'); null: none
+    solver: Literal["logistic", "adam"]
+
+
+class Probe(Frozen):
+    sets: dict[Name, list[str]]  # probe source -> protocols, the first one decides
+    protocols: dict[str, Protocol]
+    seeds: list[NonNegativeInt]  # for random fits (adam)
+    c_grid: list[PositiveFloat]  # logistic: chosen inside the training part
+    inner_folds: PositiveInt
+    tolerance: PositiveFloat
+    adam: dict[Literal["lr", "batch", "epochs"], float]
+    knn: NonNegativeInt  # neighbours of the k-NN ablation, 0: off
+
+
+class Compare(Frozen):
+    a: str  # 'adapted'
+    against: list[str]  # arms or encoders: base, control
+    baselines: list[str]  # in the table and in the 'beats' verdicts
+    resamples: PositiveInt
+    level: Fraction  # of the intervals
+    power: Fraction  # of the minimum detectable difference
+
+
+class Gates(Frozen):
+    leakage_max_fraction: Fraction
+    gain_domains: list[Domain]
+    speech_margin_points: NonNegativeFloat
+    parity: bool
+    drop_in: bool
+
+
+class Register(Frozen):
+    name: str
+    gates: Gates
+
+
+class Params(Frozen):
+    profile: str
+    seed: NonNegativeInt
+    sources: dict[Name, Source]
+    index: Index
+    screen: Screen
+    mixture: Mixture
+    base: Base
+    finetune: Finetune
+    export: Export
+    embed: Embed
+    probe: Probe
+    compare: Compare
+    register_: Register = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Params:
+        probes = {n for n, s in self.sources.items() if s.role == "probe"}
+        wrong = [f"probe.sets.{n} is no source with role 'probe'" for n in self.probe.sets if n not in probes]
+        for name, protocols in self.probe.sets.items():
+            wrong += [f"probe.sets.{name}: no protocol '{p}'" for p in protocols if p not in self.probe.protocols]
+        for domain, share in self.mixture.quota.items():
+            if share and not self.pool(domain):
+                wrong.append(f"mixture.quota.{domain} = {share:g}, but no source has role '{domain}'")
+        known = {*self.base.encoders, *(f"{a}-{s}" for a in self.finetune.arms for s in self.finetune.seeds)}
+        for section, names in (("export", self.export.encoders), ("embed", self.embed.encoders)):
+            wrong += [
+                f"{section}.encoders: '{n}' is neither in base.encoders nor an arm-seed"
+                for n in names
+                if n not in known
+            ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def pool(self, domain: Domain) -> list[str]:
+        """Names of the sources that feed a domain's training pool, sorted."""
+        return sorted(n for n, s in self.sources.items() if s.role == domain)
+
+    @property
+    def champion_encoder(self) -> str:
+        """The encoder that is registered: the adapted arm's first seed."""
+        return f"{self.compare.a}-{self.finetune.seeds[0]}"
+
+
+def read_params(path: Path | str = "params.yaml") -> Params:
+    """The params of this working copy. ConfigError names each wrong key."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing", "run from the project's root, or `aut run --profile demo`") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}".replace("\n", " ")) from None
+    return parse_params(values, str(path))
+
+
+def parse_params(values: Any, origin: str) -> Params:
+    """`values` as Params; ConfigError lists every wrong key at once."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        rows = [f"{'.'.join(map(str, e['loc'])) or 'params'}: {_plain(e)}" for e in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(rows), "mend these keys (docs/params.md lists them all)") from None
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def compose(profile: str, overrides: Sequence[str], conf: Path, out: Path) -> Params:
+    """Composes `conf/profile/<profile>.yaml` with Hydra overrides, checks it, then replaces `out`."""
+    from dvc.utils.hydra import compose_and_dump
+    from omegaconf import OmegaConf
+
+    known = sorted(p.stem for p in (conf / "profile").glob("*.yaml"))
+    if profile not in known:
+        raise ConfigError(f"no profile '{profile}'", f"choose one of {', '.join(known)}")
+    OmegaConf.register_new_resolver("arm_seeds", _arm_seeds, replace=True)
+    draft = out.with_name(f".{out.stem}.draft{out.suffix}")
+    try:
+        compose_and_dump(str(draft), str(conf.resolve()), None, "config", "", [f"profile={profile}", *overrides])
+        params = read_params(draft)
+        draft.replace(out)
+    except ConfigError as error:
+        raise ConfigError(error.what.replace(str(draft), f"profile {profile}"), error.remedy) from None
+    except Exception as error:  # Hydra and OmegaConf share no base class of their own
+        if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
+            raise
+        message = " ".join(str(error).split())
+        raise ConfigError(f"profile {profile}: {message}", "see docs/params.md for the keys") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return params
+
+
+def _arm_seeds(arms: Sequence[str], seeds: Sequence[int], encoders: Any) -> Any:
+    """`${arm_seeds:...}` in conf: every starting encoder, then each arm with each seed."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create([*encoders, *(f"{arm}-{seed}" for arm in arms for seed in seeds)])

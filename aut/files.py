@@ -1,0 +1,142 @@
+"""Files that are whole or absent, digests, and locks that name their holder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from aut.errors import Busy, DataError, MissingInput
+
+DIGEST_BYTES = 16
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """blake2b-128 of the parts, each preceded by its length, hex."""
+    h = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        h.update(len(part).to_bytes(8, "little"))
+        h.update(part)
+    return h.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """Digest of a JSON value; key order does not matter."""
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode())
+
+
+def digest_file(path: Path) -> str:
+    """blake2b-128 of a file's bytes, read in blocks of 1 MiB."""
+    h = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def digest_tree(path: Path) -> str:
+    """Digest of a file, or of a folder's relative names and contents."""
+    if path.is_file():
+        return digest_file(path)
+    if not path.is_dir():
+        raise MissingInput(f"{path} is missing", "run the stage that writes it, or `dvc repro`")
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return digest_json([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` in one rename; a full disk leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted, indented JSON with a final newline: the same value is the same bytes."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise MissingInput(f"{path} is missing", "run the stage that writes it, or `dvc repro`") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}", "delete it and run its stage again") from None
+
+
+@contextmanager
+def replacing(out: Path, draft: Path | None = None) -> Iterator[Path]:
+    """A folder to write into; on success it takes the place of `out`, on failure `out` stays as it was.
+
+    `draft` may name a folder that survives a failure (resumable work on the same file system or not);
+    without it a temporary one beside `out` is used and removed.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = draft or Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+        _swap(folder, out)
+    finally:
+        if draft is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, out: Path) -> None:
+    if folder.stat().st_dev != out.parent.stat().st_dev:
+        beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        shutil.copytree(folder, beside, dirs_exist_ok=True)
+        shutil.rmtree(folder)
+        folder = beside
+    os.chmod(folder, 0o755)  # noqa: S103 - mkdtemp gives 0700; an artefact is read by other users
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if out.exists():
+        os.rename(out, old)
+    os.rename(folder, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Holds an advisory lock for the block. `Busy` names the live holder's pid.
+
+    The kernel drops the lock when the process dies, so a kill -9 leaves nothing to clean up.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            f.seek(0)
+            holder = f.read().strip() or "unknown"
+            raise Busy(f"{what} is already running as process {holder}", "wait for it, or stop that process") from None
+        f.seek(0)
+        f.truncate()
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
+
+
+def tail_lines(path: Path, count: int) -> Iterable[str]:
+    """The last lines of a text file, for error messages."""
+    with suppress(FileNotFoundError):
+        return path.read_text(errors="replace").splitlines()[-count:]
+    return []
