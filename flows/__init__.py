@@ -1,0 +1,1 @@
+"""Prefect only: when and where a stage of `dvc.yaml` runs. Nothing in `aut/stages` knows of it."""

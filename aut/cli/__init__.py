@@ -1,0 +1,60 @@
+"""The one door: `aut <verb>`. A verb a stage, and what a person needs around them.
+
+Nothing heavy is imported until a verb needs it: `aut --help` answers in under half a second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from aut.errors import AutError
+
+app = typer.Typer(
+    name="aut",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make audio encoders from Whisper, and prove them.",
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["AUT_DEBUG"] = "1"
+
+
+@app.command()
+def version() -> None:
+    """Print the version of aut."""
+    from aut import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Runs a verb; an AutError becomes one sentence on stderr and its exit code."""
+    from aut.cli import doctor, runs, sources, stages
+
+    for module in (runs, stages, sources, doctor):
+        module.add_to(app)
+    try:
+        app()
+    except AutError as error:
+        if os.environ.get("AUT_DEBUG"):
+            raise
+        typer.echo(f"aut: {error}", err=True)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        typer.echo("aut: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

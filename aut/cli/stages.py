@@ -1,0 +1,109 @@
+"""A verb a stage. Each reads params.yaml here, runs one stage function, and records what it returned.
+
+`dvc.yaml` calls these; a person may too, with the same result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+STAGE_PANEL = "Stages (dvc.yaml calls these)"
+
+
+def run_stage(stage: str, **item: str | int) -> None:
+    """Runs `aut.stages.<stage>.<stage>`, writes its metrics and its run record."""
+    from aut.config import read_params
+    from aut.edges.spool import stage_tracker
+    from aut.files import write_json
+    from aut.guard import end_with_parent
+    from aut.layout import here
+
+    if "DVC_STAGE" in os.environ:  # DVC leaves its child alive when it is killed itself
+        end_with_parent()
+    layout = here()
+    params = read_params(layout.params)
+    name = "-".join(str(v) for v in item.values())
+    function: Callable[..., Mapping[str, Any]] = getattr(import_module(f"aut.stages.{stage}"), stage)
+    with stage_tracker(stage, name, layout) as track:
+        report = dict(function(params, layout, track, *item.values()))
+        track.metrics({k: float(v) for k, v in report.items() if isinstance(v, int | float)})
+        write_json(layout.metrics(stage, name), report)
+        write_json(layout.run_record(stage, name), track.record())
+
+
+def _index(source: Annotated[str, typer.Argument(help="A source named in params.")]) -> None:
+    """Read a corpus: one row a clip, unreadable ones to the quarantine with a reason."""
+    run_stage("index", source=source)
+
+
+def _screen() -> None:
+    """Find training clips that overlap a probe set: by id, by content, by sound."""
+    run_stage("screen")
+
+
+def _mixture() -> None:
+    """Select the rows of the training mixture, by keyed hash, to the quotas."""
+    run_stage("mixture")
+
+
+def _base(encoder: Annotated[str, typer.Argument(help="A key of base.encoders.")] = "base") -> None:
+    """Fetch or train a starting point: the base model, or a baseline."""
+    run_stage("base", encoder=encoder)
+
+
+def _finetune(
+    arm: Annotated[str, typer.Argument(help="adapted (the mixture) or control (speech only).")],
+    seed: Annotated[int, typer.Argument(help="One of finetune.seeds.")],
+) -> None:
+    """Fine-tune the base end to end; resumes from its last checkpoint."""
+    run_stage("finetune", arm=arm, seed=seed)
+
+
+def _export(encoder: Annotated[str, typer.Argument(help="base, random ..., or <arm>-<seed>.")]) -> None:
+    """Drop the decoder, write the encoder folder, prove parity with transformers."""
+    run_stage("export", encoder=encoder)
+
+
+def _embed(
+    encoder: Annotated[str, typer.Argument(help="An exported encoder.")],
+    probe_set: Annotated[str, typer.Argument(help="A probe set named in params.")],
+) -> None:
+    """Embed a probe set; cached by weights, preprocessing and clips."""
+    run_stage("embed", encoder=encoder, set=probe_set)
+
+
+def _probe(
+    encoder: Annotated[str, typer.Argument(help="An embedded encoder.")],
+    probe_set: Annotated[str, typer.Argument(help="A probe set named in params.")],
+) -> None:
+    """Fit linear probes over all folds and seeds; keep every prediction."""
+    run_stage("probe", encoder=encoder, set=probe_set)
+
+
+def _compare() -> None:
+    """Test the differences, with intervals and correction; write evidence and report."""
+    run_stage("compare")
+
+
+def _register(
+    force: Annotated[bool, typer.Option("--force", help="Move `champion` although a gate failed.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept on the version for ever.")] = "",
+) -> None:
+    """Register the encoder with its evidence; `champion` moves only when the gates pass."""
+    from aut.errors import ConfigError
+
+    if force and not reason.strip():
+        raise ConfigError("--force needs a reason", 'add --reason "..."; it is kept on the version')
+    if force:
+        os.environ["AUT_FORCE_REASON"] = reason.strip()
+    run_stage("register")
+
+
+def add_to(app: typer.Typer) -> None:
+    for verb in (_index, _screen, _mixture, _base, _finetune, _export, _embed, _probe, _compare, _register):
+        app.command(verb.__name__.removeprefix("_"), rich_help_panel=STAGE_PANEL)(verb)

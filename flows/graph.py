@@ -1,0 +1,43 @@
+"""The graph of `dvc.yaml`, read by DVC itself: stages in order, what each waits for, which want a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = ("index", "screen", "mixture", "base", "finetune", "export", "embed", "probe", "compare", "register")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`name` as DVC writes it ('embed@base-esc50'), `verb` without the item, names it waits for."""
+
+    name: str
+    needs: tuple[str, ...]
+    gpu: bool
+
+    @property
+    def verb(self) -> str:
+        return self.name.partition("@")[0]
+
+
+def read_graph(root: Path) -> list[Stage]:
+    """Stages of the working copy at `root`, each after all that it needs."""
+    import networkx as nx
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph
+        order = list(nx.topological_sort(graph.reverse(copy=True)))  # an edge of DVC's leads to the need
+        return [
+            Stage(
+                s.addressing, tuple(sorted(n.addressing for n in graph.successors(s))), bool((s.meta or {}).get("gpu"))
+            )
+            for s in order
+        ]
+
+
+def select(stages: list[Stage], first: str, last: str) -> list[Stage]:
+    """The stages whose verb lies between two verbs, both included, in the order of the graph."""
+    verbs = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    return [s for s in stages if s.verb in verbs]

@@ -1,0 +1,103 @@
+"""One stage as a child process: `dvc --wait-for-lock repro --single-item --pull <stage>`.
+
+In    a working copy, a stage's name, the environment that ties it to the run
+Out   whether it ran or was cached, its seconds; its whole output in $AUT_WORK/logs/<copy>/<stage>.log
+Why   DVC keeps state per process and per working copy; two stages in one process would share it.
+      Without --wait-for-lock two stages at once lose finished work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aut.errors import AutError
+from aut.files import tail_lines
+from aut.workcopy import tool_env
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # loaded before the fork: a child of many threads may take no lock
+TOLD = re.compile(r"^(aut: |WARNING: aut|[\w.@-]+[\w .@/-]*: (done|[\d.]+(/|\s|$)))")
+"""Lines of a stage worth repeating: its progress, its errors."""
+USER_ERRORS = re.compile(r"exited with ([2-7])$", re.MULTILINE)
+
+
+class StageFailed(AutError):
+    """A stage exited with an error; `hopeless` when running it again cannot help (bad params, bad data, a gate)."""
+
+    def __init__(self, stage: str, log: Path, sentence: str, hopeless: bool) -> None:
+        super().__init__(f"stage {stage} failed: {sentence}", f"its whole output is in {log}")
+        self.stage, self.hopeless = stage, hopeless
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`ran`, or `cached` where DVC had the result; wall seconds."""
+
+    stage: str
+    how: str
+    seconds: float
+
+
+def reproduce_stage(root: Path, stage: str, env: Mapping[str, str], log: Path, tell: Callable[[str], None]) -> Outcome:
+    """Runs the stage to its end. StageFailed carries the stage's own sentence."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    args = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--pull", stage]
+    with log.open("w") as out:
+        child = subprocess.Popen(
+            args,
+            cwd=root,
+            env=tool_env() | dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - calls one libc function, takes no lock
+        )
+        assert child.stdout is not None
+        for line in child.stdout:
+            out.write(line)
+            out.flush()
+            if TOLD.match(line):
+                tell(line.rstrip())
+        code = child.wait()
+    text = log.read_text(errors="replace")
+    if code:
+        raise StageFailed(stage, log, _sentence(log), bool(USER_ERRORS.search(text)))
+    return Outcome(stage, "ran" if "Running stage" in text else "cached", time.monotonic() - start)
+
+
+def changed_stages(root: Path) -> set[str]:
+    """Names of the stages that `dvc status` finds changed, by themselves (not by what they wait for)."""
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"],
+        cwd=root,
+        env=tool_env(),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise AutError(f"`dvc status` failed in {root}: {done.stderr.strip().splitlines()[-1:]}")
+    return set(json.loads(done.stdout or "{}"))
+
+
+def _die_with_parent() -> None:
+    # A flow that is killed -9 must not leave its stages behind; DVC's own child watches DVC (aut/guard.py).
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _sentence(log: Path) -> str:
+    lines = list(tail_lines(log, 60))
+    ours = [line.removeprefix("aut: ") for line in lines if line.startswith("aut: ")]
+    return ours[-1] if ours else next((line for line in reversed(lines) if line.strip()), "it printed nothing")
