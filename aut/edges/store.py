@@ -1,0 +1,155 @@
+"""Store: which MLflow store is meant, and that it is ready before anybody writes.
+
+In    MLFLOW_TRACKING_URI, the address saved by `aut use`, or a default
+Out   a MlflowClient bound to that address: `mlflow.*` functions without one drop a database into the current folder
+Why   four first writers at once ruin a fresh SQLite file: it is made once, under a lock, before the first stage
+Price 2 s for the first import of mlflow in a process, 3 s for a fresh SQLite store
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import urllib.error
+import urllib.request
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aut.errors import TrackingError
+from aut.files import locked, read_json, write_json
+from aut.layout import Layout
+
+EXPERIMENT = "aut"
+HEALTH_S = 5.0
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+SETTINGS = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is code and safetensors, never a pickle
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the shipper retries by itself, for as long as it takes
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def config_file() -> Path:
+    """`aut/config.json` below XDG_CONFIG_HOME (default ~/.config)."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "aut/config.json"
+
+
+def use(uri: str) -> Path:
+    """Saves the address for this user. Returns the file that keeps it."""
+    uri = absolute(uri)
+    path = config_file()
+    saved = read_json(path) if path.exists() else {}
+    write_json(path, {**saved, "tracking_uri": uri})
+    return path
+
+
+def saved_uri() -> str | None:
+    path = config_file()
+    value = read_json(path).get("tracking_uri") if path.exists() else None
+    return str(value) if value else None
+
+
+def resolve_uri(default: str | None = None) -> str:
+    """MLFLOW_TRACKING_URI, else the address saved by `aut use`, else `default`; TrackingError without any."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or saved_uri() or default
+    if not uri:
+        raise TrackingError("no MLflow address is known", "set MLFLOW_TRACKING_URI or run `aut use ADDRESS`")
+    return absolute(uri)
+
+
+def absolute(uri: str) -> str:
+    """The address, a relative SQLite path made absolute; TrackingError for what is no server and no database."""
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().resolve()}"
+    if uri.startswith(("http://", "https://", *DATABASES[1:])):
+        return uri.rstrip("/")
+    raise TrackingError(f"'{uri}' is no MLflow address", "give http://HOST:PORT, or sqlite:////absolute/path/mlflow.db")
+
+
+def embedded_uri(layout: Layout) -> str:
+    """The SQLite store of this machine: AUT_WORK/mlflow.db, artifacts in AUT_WORK/mlartifacts."""
+    return f"sqlite:///{layout.work / 'mlflow.db'}"
+
+
+@cache
+def mlflow_module() -> Any:
+    """The library, quiet; TrackingError where it is not installed."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise TrackingError("mlflow is not installed", "install the extra: aut[registry]")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its dependencies, at import
+        import mlflow.tracking
+
+        import mlflow
+    quiet()
+    return mlflow
+
+
+def quiet() -> None:
+    """MLflow and alembic report each migration step and each run's link; both reset their level when used."""
+    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def client(uri: str) -> Any:
+    """A MlflowClient whose tracking and registry address are both `uri`."""
+    return mlflow_module().MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def ready(uri: str, layout: Layout) -> None:
+    """Migrates or creates the store and its experiment, once, before any writer.
+
+    Raises TrackingError when a server does not answer or a database cannot be opened.
+    """
+    if uri.startswith("http"):
+        check_server(uri)
+    with locked(layout.work / "locks/mlflow.lock", "setting up MLflow", wait=True):
+        experiment_id(uri, layout)
+
+
+def experiment_id(uri: str, layout: Layout | None) -> str:
+    """Id of the experiment, made when absent. A database without a server keeps artifacts below AUT_WORK."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    store = client(uri)
+    location = None if uri.startswith("http") or layout is None else (layout.work / "mlartifacts").as_uri()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # alembic's own configuration would print every migration step
+    try:
+        found = store.get_experiment_by_name(EXPERIMENT)
+        return str(found.experiment_id if found else store.create_experiment(EXPERIMENT, artifact_location=location))
+    except Exception as error:
+        raise TrackingError(f"the MLflow store {plain(uri)} cannot be used: {_first_line(error)}") from error
+    finally:
+        logging.disable(disabled)
+        quiet()
+
+
+def check_server(uri: str) -> None:
+    """TrackingError unless the server answers on /health."""
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=HEALTH_S) as answer:  # noqa: S310 - http(s) only
+            answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingError(
+            f"the MLflow server {plain(uri)} does not answer ({reason})", "start it, or choose another with `aut use`"
+        ) from None
+
+
+def plain(uri: str) -> str:
+    """The address without a password."""
+    scheme, found, rest = uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if found and "@" in rest else uri
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
