@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from aut.edges import registry, tracking
+from aut.edges import artifacts, registry, tracking
 from aut.errors import DataError
 from aut.files import locked
 from aut.layout import Layout
@@ -31,7 +31,7 @@ def restore_version(version: str, checkout: Path, into: Path | None = None) -> P
     root = into.resolve() if into else layout.work / "copies" / f"{facts.profile}-v{facts.version}"
     commit = facts.revision.partition("-dirty")[0]
     with locked(root.with_name(f"{root.name}.lock"), f"a restore into {root}"), tempfile.TemporaryDirectory() as draft:
-        kept = tracking.download(uri, facts.parent_run, "reproduce", Path(draft))
+        kept = artifacts.download(uri, facts.parent_run, "reproduce", Path(draft))
         if not (kept / "dvc.lock").exists():
             raise DataError(
                 f"version {facts.version} has no dvc.lock with its run {facts.parent_run}",

@@ -6,13 +6,14 @@ that git does not have. That is all `aut restore` needs besides the commit and t
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aut.config import Params
-from aut.edges import tracking
+from aut.edges import artifacts, tracking
 from aut.files import read_json
 from aut.layout import Layout
 from aut.workcopy import command, revision
@@ -28,6 +29,7 @@ class Lineage:
     uri: str
     run_id: str
     layout: Layout
+    flow_run: str
 
     @classmethod
     def begin(
@@ -36,41 +38,56 @@ class Lineage:
         """Migrates the store and opens the parent run, before any stage can write."""
         uri = tracking.resolve_uri(tracking.embedded_uri(layout))
         tracking.ready(uri, layout)
+        tracking.send_leftovers(uri, layout)
         tags = {"aut.revision": revision(checkout), "aut.profile": params.profile}
         tags |= {"aut.flow_run": flow_run} if flow_run else {}
         tags |= {"aut.from_version": version} if version else {}
         run_id = tracking.open_parent(uri, params, layout, tags)
-        lineage = cls(uri, run_id, layout)
+        lineage = cls(uri, run_id, layout, flow_run or "")
         lineage.keep("params.yaml")
         return lineage
 
     @contextmanager
-    def shipping(self) -> Iterator[dict[str, str]]:
-        """The environment that ties stages to this run, while what they report is sent on."""
-        spool = self.layout.work / "spool" / self.run_id
+    def shipping(self, part: str = "flow") -> Iterator[dict[str, str]]:
+        """The environment that ties stages to this run, while what they report is sent on.
+
+        `part` keeps the spools of two hosts (or flow runs) that share AUT_WORK apart.
+        """
+        spool = self.layout.work / "spool" / self.run_id / part
         with tracking.Shipper(self.uri, self.run_id, spool):
             yield {
                 "AUT_WORK": str(self.layout.work),
                 "AUT_SPOOL": str(spool),
                 "AUT_PARENT_RUN": self.run_id,
+                "AUT_FLOW_RUN": self.flow_run,
                 "MLFLOW_TRACKING_URI": self.uri,
             }
 
     def end(self, status: str, outcomes: Sequence[Outcome] = ()) -> None:
         """Keeps what restores the run, links cached stages to the runs that made them, closes it."""
         self.keep("params.yaml", "dvc.lock", "data/corpora")
-        tracking.log_text(self.uri, self.run_id, edits(self.layout.root), f"{REPRODUCE}/edits.patch")
+        artifacts.log_text(self.uri, self.run_id, edits(self.layout.root), f"{REPRODUCE}/edits.patch")
         links = {f"aut.cached.{o.stage}": self._maker(o.stage) for o in outcomes if o.how == "cached"}
-        tracking.set_tags(self.uri, self.run_id, {k.replace("@", "/"): v for k, v in links.items() if v})
+        artifacts.set_tags(self.uri, self.run_id, {k.replace("@", "/"): v for k, v in links.items() if v})
+        tracking.tag_outs(self.uri, self.layout)
         tracking.close_parent(self.uri, self.run_id, status)
 
     def keep(self, *names: str) -> None:
         for name in names:
             path = self.layout.root / name
             if path.exists():
-                tracking.log_artifact(
+                artifacts.log_artifact(
                     self.uri, self.run_id, path, f"{REPRODUCE}/{Path(name).parent}".removesuffix("/.")
                 )
+
+    def keep_lock(self, folder: str) -> None:
+        """This working copy's dvc.lock, kept with the parent run."""
+        artifacts.log_artifact(self.uri, self.run_id, self.layout.root / "dvc.lock", folder)
+
+    def fetch_lock(self, folder: str) -> bytes:
+        """A dvc.lock kept with the parent run by this or another host."""
+        with tempfile.TemporaryDirectory() as scratch:
+            return (artifacts.download(self.uri, self.run_id, folder, Path(scratch)) / "dvc.lock").read_bytes()
 
     def _maker(self, stage: str) -> str:
         record = self.layout.root / "data/runs" / f"{stage}.json"

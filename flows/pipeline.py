@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +23,12 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from aut.errors import AutError
+from aut.layout import Layout
 from aut.workcopy import checkout_root, working_copy
-from flows.graph import Stage, read_graph, select
+from flows.graph import STAGES, Stage, read_graph, select
 from flows.lineage import Lineage
+from flows.placement import dvc, hand_over
 from flows.reproduce import Outcome, StageFailed, changed_stages, reproduce_stage
 from flows.say import say
 
@@ -40,16 +43,23 @@ def worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     return not (isinstance(error, StageFailed) and error.hopeless)
 
 
+@dataclass(eq=False)
 class Run:
-    """What the tasks of one flow run share. A plain object: Prefect copies collections that it is handed."""
+    """What the tasks of one flow run share; `dirty` grows with the stages that ran."""
 
-    def __init__(self, root: Path, log: Path, env: Mapping[str, str], dirty: set[str]) -> None:
-        self.root, self.log, self.env, self.dirty = root, log, env, dirty
+    layout: Layout
+    lineage: Lineage
+    profile: str
+    overrides: list[str]
+    place: str
+    env: dict[str, str]
+    log: Path
+    dirty: set[str]
 
     def limits(self, stage: Stage) -> dict[str, str]:
         """Threads of a stage: all cores for the base, which runs alone, else a fair share."""
         threads = CORES if stage.verb == "base" else max(1, CORES // JOBS)
-        return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} | dict(self.env)
+        return self.env | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
     def may_skip(self, stage: Stage) -> bool:
         """Whether neither the stage nor anything it needs has moved since it last ran."""
@@ -69,11 +79,23 @@ def reproduce(stage: Stage, run: Run) -> Outcome:
     if run.may_skip(stage):
         return Outcome(stage.name, "cached", 0.0)
     with GPU if stage.gpu and _has_gpu() else nullcontext():
-        outcome = reproduce_stage(run.root, stage.name, run.limits(stage), run.log / f"{stage.name}.log", say.line)
+        outcome = reproduce_stage(
+            run.layout.root, stage.name, run.limits(stage), run.log / f"{stage.name}.log", say.line
+        )
     if outcome.how == "ran":
         run.dirty.add(stage.name)
     say.outcome(outcome)
     return outcome
+
+
+@task(task_run_name="{verb} on the GPU pool", cache_policy=NO_CACHE, persist_result=False)
+def reproduce_elsewhere(verb: str, group: list[Stage], run: Run) -> None:
+    """The stages of one verb, as the deployment `aut-stage/gpu`; those that nothing moved are left out."""
+    moved = [s.name for s in group if not run.may_skip(s)]
+    if moved:
+        hand_over(moved, run.layout, run.lineage, run.profile, run.overrides)
+        run.dirty.update(moved)
+        say.line(f"+ {verb}  {len(moved)} stages on the GPU pool")
 
 
 def _has_gpu() -> bool:
@@ -90,31 +112,51 @@ def aut(
     place: Literal["here", "deployment"] = "here",
 ) -> str:
     """Runs the graph; the parent MLflow run's id. StageFailed names the first stage that failed."""
+    overrides = overrides or []
     checkout = checkout_root()
     copy = profile if version is None else f"{profile}-v{version}"
-    with working_copy(checkout, copy, profile, overrides or []) as (layout, params):
+    with working_copy(checkout, copy, profile, overrides) as (layout, params):
         lineage = Lineage.begin(checkout, layout, params, flow_run.get_id(), version)
         stages = select(read_graph(layout.root), first, last)
-        with lineage.shipping() as env:
-            try:
-                run = Run(layout.root, layout.work / "logs" / copy, env, changed_stages(layout.root))
+        outcomes: list[Outcome] = []
+        try:
+            with lineage.shipping() as env:
+                dirty = changed_stages(layout.root)
+                log = layout.work / "logs" / copy
+                run = Run(layout, lineage, profile, overrides, place, env, log, dirty)
                 outcomes = _run_all(stages, run)
-            except BaseException:
-                lineage.end("FAILED")
-                raise
+                dvc(layout.root, "push", "--run-cache")
+        except BaseException:
+            lineage.end("FAILED")
+            raise
         lineage.end("FINISHED", outcomes)
         return lineage.run_id
 
 
 def _run_all(stages: list[Stage], run: Run) -> list[Outcome]:
-    futures: dict[str, PrefectFuture[Outcome]] = {}
-    for stage in stages:
-        waits = [futures[n] for n in stage.needs if n in futures]
-        futures[stage.name] = reproduce.submit(stage, run, wait_for=waits)
-    results = [f.result(raise_on_failure=False) for f in futures.values()]
-    failures = [r for r in results if isinstance(r, StageFailed)]
-    if failures:
-        raise failures[0]
+    """Submits every stage behind what it needs; all that can finish does, then the first failure is raised."""
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for group in _groups(stages, run.place == "deployment"):
+        waits = [futures[n] for s in group for n in s.needs if n in futures]
+        if len(group) == 1 and not (group[0].gpu and run.place == "deployment"):
+            future: PrefectFuture[Any] = reproduce.submit(group[0], run, wait_for=waits)
+        else:
+            future = reproduce_elsewhere.submit(group[0].verb, group, run, wait_for=waits)
+        futures |= {s.name: future for s in group}
+    results = [f.result(raise_on_failure=False) for f in dict.fromkeys(futures.values())]
+    for failure in (r for r in results if isinstance(r, AutError)):
+        raise failure
     for future in futures.values():
-        future.result()  # raises what was no StageFailed
+        future.result()  # raises what was no error of ours
     return [r for r in results if isinstance(r, Outcome)]
+
+
+def _groups(stages: list[Stage], elsewhere: bool) -> list[list[Stage]]:
+    """Stages one by one; with `elsewhere`, those that want a GPU together by verb."""
+    groups: list[list[Stage]] = []
+    for stage in sorted(stages, key=lambda s: STAGES.index(s.verb)):
+        if elsewhere and stage.gpu and groups and groups[-1][0].verb == stage.verb:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups

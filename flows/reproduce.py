@@ -61,7 +61,7 @@ def reproduce_stage(root: Path, stage: str, env: Mapping[str, str], log: Path, t
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - calls one libc function, takes no lock
+            preexec_fn=_die_with_parent,
         )
         assert child.stdout is not None
         for line in child.stdout:

@@ -136,7 +136,7 @@ def ui(
     port: Annotated[int, typer.Option("--port", help="Of the MLflow page, on 127.0.0.1.")] = 5000,
 ) -> None:
     """Browse runs and versions: MLflow on this machine's embedded store (or the address `aut use` set)."""
-    from aut.edges import tracking
+    from aut.edges import artifacts, tracking
     from aut.workcopy import checkout_root
 
     layout = Layout(checkout_root())
@@ -146,7 +146,7 @@ def ui(
         return
     tracking.ready(uri, layout)
     typer.echo(f"MLflow on http://127.0.0.1:{port} (stop with Ctrl-C)")
-    tracking.serve_embedded(uri, layout, port)
+    artifacts.serve_embedded(uri, layout, port)
 
 
 def use(
@@ -158,8 +158,8 @@ def use(
     from aut.edges import tracking
 
     if address:
-        tracking.save_uri(address)
-    typer.echo(tracking.resolve_uri("(none: embedded store of the checkout)"))
+        tracking.use(address)
+    typer.echo(tracking.saved_uri() or "none: the embedded store of the checkout is used")
 
 
 def add_to(app: typer.Typer) -> None:

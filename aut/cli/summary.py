@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -81,8 +82,9 @@ def print_status(checkout: Layout, profile: str) -> None:
     uri = tracking.resolve_uri(tracking.embedded_uri(checkout))
     tracking.ready(uri, checkout)
     console.print(f"tracking: {uri}")
-    for row in tracking.last_runs(uri, 5):
-        console.print(f"  {row['start']}  {row['status']:<9} {row['profile']:<10} {row['run_id']}")
+    for row in tracking.latest_runs(uri, 5):
+        start = datetime.fromtimestamp(row["start_ms"] / 1000).strftime("%Y-%m-%d %H:%M")
+        console.print(f"  {start}  {row['status']:<9} {row['profile']:<10} {row['run_id']}")
     for alias in ("candidate", "champion"):
         version = registry.alias_version(uri, "whisper-aut", alias)
         console.print(f"{alias}: {'models:/whisper-aut/' + version if version else 'none yet'}")

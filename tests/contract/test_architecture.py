@@ -1,0 +1,108 @@
+"""Which way the arrows point, and that dvc.yaml sees what a stage imports."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("index", "screen", "mixture", "base", "finetune", "export", "embed", "probe", "compare", "register")
+PLUMBING = {"contracts", "config", "errors", "files", "layout", "progress", "units", "guard"}
+"""Modules that carry no result: paths, errors, locks, the params model (whose values are deps by themselves)."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / "aut").rglob("*.py"):
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[dotted.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Names imported anywhere in a module, inside functions too; type-checking blocks left out."""
+    tree = ast.parse(MODULES[module].read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+def ours(module: str) -> set[str]:
+    return {name for name in imports(module) if name in MODULES and name not in ("aut", "aut.__main__")}
+
+
+def closure(module: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo += ours(current)
+    return seen
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_only_the_edges_import_mlflow_and_only_flows_import_prefect(module):
+    roots = {name.partition(".")[0] for name in imports(module)}
+    assert "prefect" not in roots
+    if not module.startswith("aut.edges"):
+        assert "mlflow" not in roots
+
+
+@pytest.mark.parametrize("module", [m for m in sorted(MODULES) if m.count(".") >= 1 and m != "aut.__main__"])
+def test_arrows_point_one_way(module):
+    layer = {
+        "cli": 5, "restore": 5, "workcopy": 4, "edges": 4, "stages": 3,
+        "training": 2, "encoders": 2, "datasets": 2, "probes": 2, "report": 2, "screening": 2, "sources": 3,
+        "order": 1, "audio": 1, "stats": 1, "gates": 1,
+    }  # fmt: skip
+    here = layer.get(module.split(".")[1], 0)
+    for name in ours(module):
+        part = name.split(".")[1]
+        if part != module.split(".")[1]:
+            assert layer.get(part, 0) <= here, f"{module} imports {name}, which may use it"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_sees_every_module_a_stage_can_reach(stage):
+    body = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    deps = [d for d in (body.get("do") or body)["deps"] if isinstance(d, str)]
+    for module in closure(f"aut.stages.{stage}"):
+        if module.split(".")[1] in PLUMBING or module in ("aut.stages", "aut.edges"):
+            continue
+        path = MODULES[module].relative_to(ROOT).as_posix()
+        assert any(path == d or path.startswith(f"{d}/") for d in deps), f"{stage} reaches {path}, no dep covers it"
+
+
+def test_every_stage_has_its_verb_module_and_params():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert tuple(stages) == STAGES
+    for stage in STAGES:
+        assert stage in params
+        assert f"aut.stages.{stage}" in MODULES
+        cmd = (stages[stage].get("do") or stages[stage])["cmd"]
+        assert cmd.startswith(f"python -m aut {stage}")
+
+
+def test_the_mlflow_folder_cannot_shadow_the_library():
+    assert not list((ROOT / "mlflow").rglob("*.py"))

@@ -1,0 +1,92 @@
+"""Files are whole or absent; locks name their holder and die with it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aut.errors import Busy, DataError, MissingInput
+from aut.files import digest_bytes, digest_tree, locked, read_json, replacing, write_bytes, write_json
+
+
+@given(st.lists(st.binary(max_size=8), max_size=4), st.lists(st.binary(max_size=8), max_size=4))
+def test_parts_are_delimited_in_a_digest(a, b):
+    assert (digest_bytes(*a) == digest_bytes(*b)) == (a == b)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "a.json"
+    write_json(target, {"x": 1})
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(target, b"new")
+    assert read_json(target) == {"x": 1}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "out"
+    with replacing(out) as draft:
+        (draft / "a").write_text("1")
+    with pytest.raises(RuntimeError), replacing(out) as draft:
+        (draft / "b").write_text("2")
+        raise RuntimeError
+    assert [p.name for p in out.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_named_draft_survives_a_failure(tmp_path):
+    draft = tmp_path / "work"
+    with pytest.raises(RuntimeError), replacing(tmp_path / "out", draft) as folder:
+        (folder / "half").write_text("1")
+        raise RuntimeError
+    assert (draft / "half").exists()
+
+
+def test_the_digest_of_a_tree_sees_names_and_contents(tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a").write_text("1")
+    first = digest_tree(tmp_path / "t")
+    (tmp_path / "t/a").rename(tmp_path / "t/b")
+    assert digest_tree(tmp_path / "t") != first
+    with pytest.raises(MissingInput):
+        digest_tree(tmp_path / "nowhere")
+
+
+def test_a_second_holder_is_refused_and_told_the_pid(tmp_path):
+    code = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from aut.files import locked
+        with locked(Path(sys.argv[1]), "work"):
+            print("held", flush=True)
+            time.sleep(60)
+        """
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "l")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=str(holder.pid)), locked(tmp_path / "l", "work"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with locked(tmp_path / "l", "work"):
+        assert (tmp_path / "l").read_text() == str(os.getpid())
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DataError, match=r"x\.json is not JSON"):
+        read_json(tmp_path / "x.json")
