@@ -1,0 +1,193 @@
+"""Whisper's forward pass at native length, over transformers' modules or our own light tower.
+
+In    log-mel of a batch (aut/audio/mel.py), m_B valid frames; for the decoder token ids and encoder frames
+Out   encoder frames h_BFD with f_B valid ones (50 a second); decoder states y_BLD
+Why   transformers' WhisperEncoder insists on 30 s and attends to the padding. Here positions are sliced to the
+      longest clip and keys beyond a clip's end are masked, so a clip costs its own length and gives the same
+      frames alone as in any batch. With 3,000 frames and no mask it is transformers' encoder to 1e-5.
+      Price: native frames are not the padded ones; probes report both.
+Run   `h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMT, m_B)`
+
+The functions only read attribute names that transformers' Whisper classes and `WhisperTower` share, and call
+modules rather than reach for their weights, so that DeepSpeed's hooks gather sharded parameters.
+For torch.compile or a step without host synchronisation keep m_B on the CPU, or pass None for equal lengths.
+
+`B` batch, `M` mel bins, `T` mel frames, `F` encoder frames, `L` tokens, `D` width, `H` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, gelu, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+
+def encoder_forward(
+    encoder: Any,
+    mel_BMT: Tensor,
+    m_B: Tensor | None = None,
+    *,
+    states: list[Tensor] | None = None,
+    checkpointing: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Frames of each clip -> (h_BFD, f_B), F = ceil(T / 2), f = ceil(m / 2), zero beyond f_B.
+
+    m_B None says that all T frames are audio, or are to be treated so (Whisper's padded mode). `states`
+    receives the stem's output, then each block's, the last one normalised: layers + 1 tensors, unmasked.
+    f_B lies where m_B does. ValueError: more frames than the encoder has positions.
+    """
+    mask_BT = _valid(m_B, mel_BMT.shape[2], mel_BMT.device)
+    h_BFD = _stem(encoder, mel_BMT, mask_BT)
+    frames = h_BFD.shape[1]
+    f_B = torch.full((len(mel_BMT),), frames) if m_B is None else (m_B + 1) // 2
+    keys_BF = None if mask_BT is None else _valid(f_B, frames, h_BFD.device)
+    keys = None if keys_BF is None else keys_BF[:, None, None]
+    for layer in encoder.layers:
+        if states is not None:
+            states.append(h_BFD)
+        if not _dropped(encoder):
+            h_BFD = _run(encoder_layer, checkpointing, layer, h_BFD, keys)
+    h_BFD = encoder.layer_norm(h_BFD)
+    if states is not None:
+        states.append(h_BFD)
+    return (h_BFD if keys_BF is None else h_BFD.masked_fill(~keys_BF[:, :, None], 0.0)), f_B
+
+
+def decoder_forward(
+    decoder: Any, ids_BL: Tensor, h_BFD: Tensor, f_B: Tensor | None = None, *, checkpointing: bool = False
+) -> Tensor:
+    """States of each target position -> y_BLD, normalised; logits are `y @ embed_tokens.weight.T`.
+
+    Self-attention is causal, so targets are padded on the right and need no mask. Cross-attention sees the
+    first f_B frames of each clip (None: all).
+    """
+    mask_BF = _valid(f_B, h_BFD.shape[1], h_BFD.device)
+    keys = None if mask_BF is None else mask_BF[:, None, None]
+    y_BLD = decoder.embed_tokens(ids_BL) + decoder.embed_positions(ids_BL)
+    y_BLD = dropout(y_BLD, decoder.dropout, decoder.training)
+    for layer in decoder.layers:
+        if not _dropped(decoder):
+            y_BLD = _run(decoder_layer, checkpointing, layer, y_BLD, h_BFD, keys)
+    normalised: Tensor = decoder.layer_norm(y_BLD)
+    return normalised
+
+
+def encoder_layer(layer: Any, h_BFD: Tensor, keys: Tensor | None) -> Tensor:
+    """One encoder block; `keys` [B, 1, 1, F] is true where a frame may be attended to."""
+    x = layer.self_attn_layer_norm(h_BFD)
+    h_BFD = h_BFD + dropout(_attend(layer.self_attn, x, x, keys), layer.dropout, layer.training)
+    return h_BFD + _feed_forward(layer, h_BFD)
+
+
+def decoder_layer(layer: Any, y_BLD: Tensor, h_BFD: Tensor, keys: Tensor | None) -> Tensor:
+    """One decoder block: causal self-attention, attention to the clip's frames, feed-forward."""
+    x = layer.self_attn_layer_norm(y_BLD)
+    y_BLD = y_BLD + dropout(_attend(layer.self_attn, x, x, None, causal=True), layer.dropout, layer.training)
+    x = layer.encoder_attn_layer_norm(y_BLD)
+    y_BLD = y_BLD + dropout(_attend(layer.encoder_attn, x, h_BFD, keys), layer.dropout, layer.training)
+    return y_BLD + _feed_forward(layer, y_BLD)
+
+
+def _stem(encoder: Any, mel_BMT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Two convolutions and the positions. Both see zeros beyond a clip's end, as they would at a batch's end."""
+    x_BMT = mel_BMT.to(encoder.conv1.weight.dtype)
+    if mask_BT is not None:
+        x_BMT = x_BMT.masked_fill(~mask_BT[:, None], 0.0)
+    x_BDT = gelu(encoder.conv1(x_BMT))
+    if mask_BT is not None:
+        x_BDT = x_BDT.masked_fill(~mask_BT[:, None], 0.0)
+    h_BFD = gelu(encoder.conv2(x_BDT)).transpose(1, 2)
+    frames, positions = h_BFD.shape[1], encoder.embed_positions.num_embeddings
+    if frames > positions:
+        raise ValueError(f"{frames} frames, but the encoder has {positions} positions: cut clips at 30 s")
+    h_BFD = h_BFD + encoder.embed_positions(torch.arange(frames, device=h_BFD.device))
+    return dropout(h_BFD, encoder.dropout, encoder.training)
+
+
+def _attend(attention: Any, x_BLD: Tensor, source: Tensor, keys: Tensor | None, causal: bool = False) -> Tensor:
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+    q, k, v = heads(attention.q_proj(x_BLD)), heads(attention.k_proj(source)), heads(attention.v_proj(source))
+    p = attention.dropout if attention.training else 0.0
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=p, is_causal=causal)
+    out: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def _feed_forward(layer: Any, h: Tensor) -> Tensor:
+    x = layer.activation_fn(layer.fc1(layer.final_layer_norm(h)))
+    x = dropout(x, layer.activation_dropout, layer.training)
+    return dropout(layer.fc2(x), layer.dropout, layer.training)
+
+
+def _valid(count_B: Tensor | None, length: int, device: torch.device) -> Tensor | None:
+    """[B, length], true for the first count_B; None where nothing is masked, as far as the host can tell for free."""
+    if count_B is None or (count_B.device.type == "cpu" and bool((count_B >= length).all())):
+        return None
+    return torch.arange(length, device=device) < count_B.to(device, non_blocking=True)[:, None]
+
+
+def _dropped(stack: Any) -> bool:
+    """LayerDrop (Fan et al. 2019): a whole block skipped in training."""
+    return bool(stack.training and stack.layerdrop > 0.0 and torch.rand([]) < stack.layerdrop)
+
+
+def _run(block: Callable[..., Tensor], checkpointing: bool, *args: Any) -> Tensor:
+    if checkpointing and torch.is_grad_enabled():
+        kept: Tensor = checkpoint(block, *args, use_reentrant=False)
+        return kept
+    return block(*args)
+
+
+class WhisperTower(nn.Module):
+    """Whisper's encoder for inference, without transformers: the same state-dict keys as its WhisperEncoder.
+
+    `config` is that class's config.json: d_model, encoder_layers, encoder_attention_heads, encoder_ffn_dim,
+    num_mel_bins, max_source_positions.
+    """
+
+    dropout = layerdrop = 0.0
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width = int(config["d_model"])
+        self.conv1 = nn.Conv1d(int(config["num_mel_bins"]), width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(int(config["max_source_positions"]), width)
+        self.layers = nn.ModuleList(TowerLayer(config) for _ in range(int(config["encoder_layers"])))
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(self, mel_BMT: Tensor, m_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`encoder_forward` of this tower."""
+        return encoder_forward(self, mel_BMT, m_B)
+
+
+class TowerAttention(nn.Module):
+    dropout = 0.0
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+
+class TowerLayer(nn.Module):
+    dropout = activation_dropout = 0.0
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, inner = int(config["d_model"]), int(config["encoder_ffn_dim"])
+        self.self_attn = TowerAttention(width, int(config["encoder_attention_heads"]))
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.activation_fn = nn.GELU()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+        self.final_layer_norm = nn.LayerNorm(width)
