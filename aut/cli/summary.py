@@ -20,12 +20,19 @@ def print_summary(copy: Layout) -> None:
     console.print(_accuracies(evidence["table"]))
     console.print(_differences(evidence["differences"]))
     for verdict in evidence["verdicts"]:
-        mark = "[green]pass[/]" if verdict["passed"] else "[red]FAIL[/]"
-        console.print(f"{mark}  gate {verdict['gate']}: {verdict['detail']}")
+        console.print(_verdict(verdict))
     _registered(console, copy)
     console.print(
         "\nlook further:  [bold]aut ui[/] (runs and versions)   [bold]aut report --open[/] (the whole evidence)"
     )
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    """A gate passes or fails; a finding ('beats log-mel') is told and decides nothing."""
+    if not verdict["decides"]:
+        return f"{'yes ' if verdict['passed'] else 'no  '}  {verdict['gate']}: {verdict['detail']}"
+    mark = "[green]pass[/]" if verdict["passed"] else "[red]FAIL[/]"
+    return f"{mark}  gate {verdict['gate']}: {verdict['detail']}"
 
 
 def _accuracies(rows: list[dict[str, Any]]) -> Table:

@@ -1,0 +1,217 @@
+"""The report: one self-contained page, verdict first. No script, no outside request; prints, and fits a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from aut.files import write_bytes
+from aut.report.figures import bars, forest
+
+Row = dict[str, Any]
+
+
+def write_report(evidence: dict[str, Any], folder: Path) -> None:
+    """report.html and plots/*.svg for one evidence; the same evidence is the same bytes."""
+    css = resources.files("aut.report").joinpath("page.css").read_text()
+    differences = forest(evidence["differences"], "Differences in points, with intervals")
+    sections = [
+        _verdicts(evidence),
+        _section("Differences", differences + _difference_note(evidence) + _differences(evidence["differences"])),
+        _section("Every encoder", _accuracies(evidence)),
+        _section("Against the baselines", _baselines(evidence["beats"])),
+        _section("What would make it vanish", _ablations(evidence["ablations"])),
+        _section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
+        _section("The training mixture", _mixture(evidence["mixture"])),
+        _section("Leakage", _leakage(evidence["leakage"])),
+        _section("Parity of the exported encoders", _parity(evidence["parity"])),
+        _section("Digests and how to reproduce", _reproduce(evidence)),
+    ]
+    title = f"Evidence: {evidence['a']} against {' and '.join(evidence['against'])}"
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{css}</style></head>"
+        f"<body><main><h1>{escape(title)}</h1>{''.join(sections)}</main></body></html>\n"
+    )
+    write_bytes(folder / "report.html", page.encode())
+    write_bytes(folder / "plots/differences.svg", _standalone(differences, css).encode())
+
+
+def _verdicts(evidence: Row) -> str:
+    deciding = [v for v in evidence["verdicts"] if v["decides"]]
+    failed = sum(not v["passed"] for v in deciding)
+    head = "Every gate passed." if not failed else f"{failed} of {len(deciding)} gates failed."
+    rows = "".join(_verdict(v) for v in evidence["verdicts"])
+    return (
+        f"<p class='lead'>{head} Profile <code>{escape(evidence['profile'])}</code>.</p><ul class='gates'>{rows}</ul>"
+    )
+
+
+def _verdict(v: Row) -> str:
+    """A gate passes or fails; a finding is told and decides nothing."""
+    word = ("pass" if v["passed"] else "FAIL") if v["decides"] else ("yes" if v["passed"] else "no")
+    kind = "" if not v["decides"] else "pass" if v["passed"] else "fail"
+    return f"<li class='{kind}'><strong>{word}</strong> {escape(v['gate'])}: {escape(v['detail'])}</li>"
+
+
+def _difference_note(evidence: Row) -> str:
+    level = f"{100 * evidence['level']:g}"
+    return (
+        f"<p>Points of accuracy, {level} % intervals, on correctness averaged over seeds, whole recordings resampled. "
+        "p is two-sided; p (Holm) is corrected over this table. The grey bar is the minimum detectable difference: "
+        "a true difference inside it would likely be missed with these clips.</p>"
+    )
+
+
+def _differences(rows: Sequence[Row]) -> str:
+    counts = ("mdd", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact)")
+    heads = ("set", "domain", "difference", "points", "interval", "p", "p (Holm)", *counts)
+    return _table(heads, ([*_difference_cells(r), *_test_cells(r)] for r in rows))
+
+
+def _difference_cells(r: Row) -> list[str]:
+    return [r["set"], r["domain"], f"{r['a']} - {r['b']}", f"{r['diff']:+.2f}", f"{r['low']:+.2f} to {r['high']:+.2f}"]
+
+
+def _test_cells(r: Row) -> list[str]:
+    seeds = ", ".join(f"{d:+.1f}" for d in r["seed_diffs"])
+    test = r["mcnemar"]
+    return [
+        f"{r['p']:.2g}",
+        f"{r['p_holm']:.2g}",
+        f"{r['mdd']:.2f}",
+        str(r["clips"]),
+        str(r["recordings"]),
+        str(r["seeds"]),
+        seeds,
+        f"{test['mid_p']:.2g} ({test['exact_p']:.2g}), {test['gained']:g} gained, {test['lost']:g} lost",
+    ]
+
+
+def _accuracies(evidence: Row) -> str:
+    heads = ("set", "protocol", "pooling", "classifier", "encoder", "accuracy %", "interval", "each seed")
+    return _table(
+        heads,
+        (
+            [
+                r["set"],
+                r["protocol"],
+                r["pooling"],
+                r["variant"],
+                r["encoder"],
+                f"{r['accuracy']:.2f}",
+                f"{r['low']:.2f} to {r['high']:.2f}",
+                ", ".join(f"{v:.1f}" for v in r["seeds"].values()),
+            ]
+            for r in evidence["table"]
+        ),
+    )
+
+
+def _baselines(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "<p>No baseline was asked for.</p>"
+    lost = [f"{r['b']} on {r['set']}" for r in rows if r["low"] <= 0]
+    told = "It beats every baseline." if not lost else f"It does not beat, beyond chance: {', '.join(lost)}."
+    heads = ("set", "domain", "difference", "points", "interval", "beaten")
+    cells = ([*_difference_cells(r), "yes" if r["low"] > 0 else "NO"] for r in rows)
+    return f"<p>{escape(told)} Not corrected for the number of baselines.</p>" + _table(heads, cells)
+
+
+def _ablations(rows: Sequence[Row]) -> str:
+    heads = ("ablation", "set", "domain", "difference", "points", "interval")
+    cells = (
+        [r["ablation"], *(_difference_cells(r) if "diff" in r else [r["set"], r["domain"], "", "", ""])] for r in rows
+    )
+    return _table(heads, cells)
+
+
+def _classes(name: str, facts: Row, a: str) -> str:
+    rival = facts["rival"]
+    rows = (
+        [c, f"{v[a]:.1f}", f"{v[rival]:.1f}", f"{v[a] - v[rival]:+.1f}", str(v["clips"])]
+        for c, v in facts["accuracy"].items()
+    )
+    confused = "; ".join(f"{c['label']} taken for {c['predicted']} {c['percent']:g} %" for c in facts["confusions"])
+    changed = "".join(
+        f"<details><summary>{what} against {escape(rival)} (first {len(facts[key])})</summary>"
+        f"<p>{escape(', '.join(facts[key]))}</p></details>"
+        for key, what in (("gained", "clips gained"), ("lost", "clips lost"))
+        if facts[key]
+    )
+    return (
+        f"<h3>{escape(name)}</h3>"
+        + _table(("class", f"{a} %", f"{rival} %", "difference", "clips"), rows)
+        + f"<p>Most confused by {escape(a)}: {escape(confused) or 'nothing'}.</p>{changed}"
+    )
+
+
+def _mixture(facts: Row) -> str:
+    shares = {name: float(v["share"]) for name, v in facts["domains"].items()}
+    heads = ("source", "domain", "clips", "hours", "licences")
+    return bars(shares, "Share of each domain") + _table(heads, _source_rows(facts))
+
+
+def _source_rows(facts: Row) -> Iterable[list[str]]:
+    for name, v in facts["sources"].items():
+        yield [name, v["domain"], f"{v['rows']:,}", f"{v['hours']:.2f}", ", ".join(v["licences"])]
+
+
+def _leakage(report: Row) -> str:
+    heads = ("domain", "training clips", "found in a probe set", "share")
+    rows = (
+        [d, f"{v['pool']:,}", f"{v['flagged']:,}", f"{100 * v['fraction']:.3f} %"] for d, v in report["domains"].items()
+    )
+    return _table(heads, rows)
+
+
+def _parity(rows: dict[str, Row]) -> str:
+    heads = ("encoder", "worst difference to transformers", "allowed", "passed", "drop-in loads")
+    return _table(
+        heads,
+        (
+            [n, f"{v['max_error']:.2g}", f"{v['atol']:.2g}", _yes(v["passed"]), _yes(v["drop_in"])]
+            for n, v in rows.items()
+        ),
+    )
+
+
+def _reproduce(evidence: Row) -> str:
+    rows = sorted({(e, d) for by in evidence["encoders"].values() for e, d in by.items()})
+    return (
+        "<p>The tags of the MLflow run and of the model version name the commit. At that commit:</p>"
+        f"<pre>make setup\n.venv/bin/aut run --profile {escape(evidence['profile'])}   # everything again\n"
+        ".venv/bin/aut restore VERSION   # or: everything back, nothing computed</pre>"
+        + _table(("encoder", "digest of weights and preprocessing"), ([e, d] for e, d in rows))
+    )
+
+
+def _yes(value: bool | None) -> str:
+    return "does not apply" if value is None else "yes" if value else "NO"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th scope='col'>{escape(h)}</th>" for h in heads)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<{'th scope=row' if n == 0 else 'td'}>{escape(c)}</{'th' if n == 0 else 'td'}>" for n, c in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _standalone(svg: str, css: str) -> str:
+    return svg.replace("<svg ", "<svg xmlns='http://www.w3.org/2000/svg' ", 1).replace(
+        "<title>", f"<style>{escape(css)}</style><title>", 1
+    )

@@ -1,0 +1,217 @@
+"""Compare: what differs between the encoders, how sure that is, and whether each gate passed.
+
+In    data/probe/<encoder>/<set>/predictions.parquet, data/screen, data/mixture/stats.json, models/encoders/
+Out   reports/compare/{evidence.json, report.html, plots/}, reports/plots/compare.csv
+Why   one paired test a set and rival, on correctness averaged over seeds, clustered on recordings, corrected by Holm;
+      everything else (baselines, ablations, classes) stands beside it and is called what it is. Points are per cent.
+Run   aut compare
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aut import stats
+from aut.config import Params
+from aut.contracts import Tracker
+from aut.errors import DataError, MissingInput
+from aut.files import read_json, replacing, write_bytes, write_json
+from aut.gates import evaluate
+from aut.layout import Layout
+from aut.report.page import write_report
+from aut.report.predictions import View, load_views
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHANGED_SHOWN = 20  # clips listed a set
+CONFUSIONS_SHOWN = 8
+
+
+def compare(params: Params, layout: Layout, track: Tracker) -> dict[str, float | int | str]:
+    """Writes the evidence and its page; returns differences and verdicts as flat metrics.
+
+    Raises DataError where two encoders were tested on different clips.
+    """
+    evidence = build_evidence(params, layout)
+    with replacing(layout.evidence) as draft:
+        write_json(draft / "evidence.json", evidence)
+        write_report(evidence, draft)
+    write_bytes(layout.plot("compare"), _plot_rows(evidence["table"]))
+    track.artifact(layout.evidence / "evidence.json")
+    track.artifact(layout.evidence / "report.html")
+    metrics: dict[str, float | int | str] = {}
+    for row in evidence["differences"]:
+        name = f"{row['set']}.{row['a']}-{row['b']}"
+        metrics |= {f"{name}.diff": row["diff"], f"{name}.low": row["low"], f"{name}.high": row["high"]}
+    failed = [v["gate"] for v in evidence["verdicts"] if v["decides"] and not v["passed"]]
+    return metrics | {"gates_failed": len(failed), "failed": ", ".join(failed)}
+
+
+def build_evidence(params: Params, layout: Layout) -> dict[str, Any]:
+    """Everything the report says, as JSON values; accuracies and differences in points."""
+    flagged = flagged_clips(layout)
+    views = [v for name in params.probe.sets for v in load_views(params, layout, name)]
+    primary = [v for v in views if v.primary]
+    evidence: dict[str, Any] = {
+        "profile": params.profile,
+        "a": params.compare.a,
+        "against": params.compare.against,
+        "level": params.compare.level,
+        "table": [row for v in views for row in _table(v, params)],
+        "differences": _corrected([row for v in primary for row in _differences(v, params, params.compare.against)]),
+        "beats": [row for v in primary for row in _differences(v, params, params.compare.baselines)],
+        "ablations": list(_ablations(views, flagged, params)),
+        "classes": {v.name: _classes(v, params) for v in primary},
+        "leakage": _leakage(layout),
+        "mixture": read_json(layout.mixture / "stats.json"),
+        "parity": {name: _parity(layout, name) for name in params.export.encoders},
+        "encoders": {v.name: v.digests for v in primary},
+    }
+    told = evidence | {"differences": evidence["differences"] + evidence["beats"]}
+    evidence["verdicts"] = [v.as_json() for v in evaluate(told, params.register_.gates, params.compare)]
+    return evidence
+
+
+def _table(view: View, params: Params) -> Iterator[dict[str, Any]]:
+    c = params.compare
+    for encoder, correct_N in view.correct.items():
+        interval = stats.accuracy_interval(correct_N, view.cluster_N, c.level, c.resamples, params.seed)
+        yield view.label | {
+            "encoder": encoder,
+            "accuracy": points(interval.estimate),
+            "low": points(interval.low),
+            "high": points(interval.high),
+            "seeds": {name: points(float(x.mean())) for name, x in view.by_seed[encoder].items()},
+        }
+
+
+def _differences(view: View, params: Params, rivals: list[str]) -> Iterator[dict[str, Any]]:
+    for rival in rivals:
+        if rival in view.correct and params.compare.a in view.correct:
+            yield view.label | _difference(view, params, rival)
+
+
+def _difference(view: View, params: Params, rival: str) -> dict[str, Any]:
+    """One paired comparison of `compare.a` with a rival, on the clips of the view."""
+    c = params.compare
+    a_N, b_N = view.correct[c.a], view.correct[rival]
+    found = stats.paired_difference(a_N, b_N, view.cluster_N, c.level, c.resamples, params.seed)
+    return {
+        "a": c.a,
+        "b": rival,
+        "diff": points(found.diff),
+        "low": points(found.low),
+        "high": points(found.high),
+        "p": found.p,
+        "mdd": points(stats.minimum_detectable(a_N, b_N, view.cluster_N, c.level, c.power)),
+        "clips": len(a_N),
+        "recordings": len(set(view.cluster_N.tolist())),
+        "seeds": len(view.by_seed[c.a]),
+        "seed_diffs": _seed_differences(view, c.a, rival),
+        "mcnemar": _mcnemar(view, c.a, rival),
+    }
+
+
+def _seed_differences(view: View, a: str, b: str) -> list[float]:
+    """a - b of each fine-tune seed; b's own seed where it has one."""
+    mine, theirs = view.by_seed[a], view.by_seed[b]
+    pairs = zip(
+        mine.values(), theirs.values() if len(theirs) == len(mine) else [view.correct[b]] * len(mine), strict=True
+    )
+    return [points(float(x.mean() - y.mean())) for x, y in pairs]
+
+
+def _mcnemar(view: View, a: str, b: str) -> dict[str, float]:
+    """The mid-p and the exact test on the first seed's predictions: they count whole clips, not shares of seeds."""
+    first = [next(iter(view.by_seed[x].values())) >= 0.5 for x in (a, b)]
+    test = stats.mcnemar(first[0], first[1])
+    return {"mid_p": test.mid_p, "exact_p": test.exact_p, "gained": test.only_a, "lost": test.only_b}
+
+
+def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Holm over the whole family of sets and rivals."""
+    adjusted = stats.holm([r["p"] for r in rows])
+    return [r | {"p_holm": float(p)} for r, p in zip(rows, adjusted, strict=True)]
+
+
+def _ablations(views: list[View], flagged: dict[str, set[str]], params: Params) -> Iterator[dict[str, Any]]:
+    """The same comparison where pooling, classifier or protocol differ, and without the flagged test clips."""
+    for view in views:
+        if not view.primary:
+            yield from (
+                {**row, "ablation": view.described} for row in _differences(view, params, params.compare.against)
+            )
+        elif flagged.get(view.name):
+            kept = view.without(flagged[view.name])
+            what = f"without {len(view.ids) - len(kept.ids)} flagged clips"
+            if len(kept.ids):
+                yield from ({**row, "ablation": what} for row in _differences(kept, params, params.compare.against))
+            else:
+                yield view.label | {"ablation": "every clip of this set is flagged: nothing is left to compare"}
+
+
+def _classes(view: View, params: Params) -> dict[str, Any]:
+    """Per class accuracy of a and the first rival, what a confuses most, which clips changed."""
+    a, rival = params.compare.a, params.compare.against[0]
+    a_N, b_N = view.correct[a], view.correct[rival]
+    change = a_N - b_N
+    return {
+        "rival": rival,
+        "accuracy": {
+            label: {a: points(float(a_N[m].mean())), rival: points(float(b_N[m].mean())), "clips": int(m.sum())}
+            for label, m in ((x, view.labels == x) for x in sorted(set(view.labels.tolist())))
+        },
+        "confusions": view.confusions(a, CONFUSIONS_SHOWN),
+        "gained": _most(view.ids, change, CHANGED_SHOWN),
+        "lost": _most(view.ids, -change, CHANGED_SHOWN),
+    }
+
+
+def _most(ids: NDArray[np.str_], gain_N: NDArray[np.float64], count: int) -> list[str]:
+    order = sorted(range(len(ids)), key=lambda i: (-gain_N[i], ids[i]))[:count]
+    return [str(ids[i]) for i in order if gain_N[i] > 0]
+
+
+def flagged_clips(layout: Layout) -> dict[str, set[str]]:
+    """Probe set -> ids of its clips that the screen found in the training pool."""
+    import polars as pl
+
+    path = layout.screen / "flagged.parquet"
+    if not path.exists():
+        raise MissingInput(f"{path} is missing", "aut screen")
+    frame = pl.read_parquet(path, columns=["probe_set", "probe_id"]).unique()
+    found: dict[str, set[str]] = {}
+    for name, clip in frame.iter_rows():
+        found.setdefault(name, set()).add(clip)
+    return found
+
+
+def _leakage(layout: Layout) -> dict[str, Any]:
+    report: dict[str, Any] = read_json(layout.screen / "report.json")
+    return report
+
+
+def _parity(layout: Layout, encoder: str) -> dict[str, Any]:
+    path = layout.encoder(encoder) / "parity.json"
+    if not path.exists():
+        raise DataError(f"encoder {encoder} has no parity.json", f"aut export {encoder}")
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def _plot_rows(rows: list[dict[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["encoder", "accuracy", "low", "high"])
+    writer.writerows([f"{r['set']}: {r['encoder']}", r["accuracy"], r["low"], r["high"]] for r in rows if r["primary"])
+    return out.getvalue().encode()
+
+
+def points(share: float) -> float:
+    """A share as points (per cent), to a hundredth: finer digits differ between machines."""
+    return round(100.0 * share, 2)
