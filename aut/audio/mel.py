@@ -28,7 +28,7 @@ MAX_FRAMES = MAX_SAMPLES // MEL_HOP
 FLOOR = 1e-10  # power below this is silence
 RANGE = 8.0  # decades kept below a clip's loudest bin
 _REACH = 2  # frames beyond the last one that still hear the clip: half a window is 200 samples, a hop 160
-_CHUNK_FRAMES = 4096  # frames of one pass on a CPU: 13 MB of windows, about a core's caches
+_CHUNK_FRAMES = 1024  # of one pass on a CPU: windows and spectra (5 MB) stay in a core's caches
 
 
 def log_mel(x_BT: Tensor, n_B: Tensor, mels: int, padded: bool = False) -> tuple[Tensor, Tensor]:
@@ -73,11 +73,11 @@ def _mel_power(x_BT: Tensor, frames: int, mels: int) -> Tensor:
     window, filters_KM = _window(x_BT.device), _filters(mels, x_BT.device)
     rows = max(1, _CHUNK_FRAMES // frames) if x_BT.device.type == "cpu" else max(1, len(x_BT))
     chunks = []
-    for part in windows.split(rows):
-        spectrum = torch.view_as_real(torch.fft.rfft(part * window))
-        chunks.append(spectrum.square().sum(-1) @ filters_KM)
-    power = torch.cat(chunks) if len(chunks) != 1 else chunks[0]
-    return power.transpose(1, 2)
+    for start in range(0, max(1, len(windows)), rows):
+        spectrum = torch.fft.rfft(windows[start : start + rows] * window)
+        power = spectrum.real.square() + spectrum.imag.square()  # a sum over view_as_real takes four times as long
+        chunks.append(power @ filters_KM)
+    return torch.cat(chunks).transpose(1, 2)
 
 
 @cache

@@ -110,7 +110,7 @@ def _stem(encoder: Any, mel_BMT: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 def _attend(attention: Any, x_BLD: Tensor, source: Tensor, keys: Tensor | None, causal: bool = False) -> Tensor:
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], attention.num_heads, attention.head_dim).transpose(1, 2)
 
     q, k, v = heads(attention.q_proj(x_BLD)), heads(attention.k_proj(source)), heads(attention.v_proj(source))
     p = attention.dropout if attention.training else 0.0
