@@ -14,6 +14,10 @@ from aut.errors import ConfigError
 from aut.units import Role
 
 
+RESTORING = "AUT_RESTORING"
+"""Set while a restore runs `dvc repro --pull`: a stage that would have to compute refuses instead."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of one working copy. Everything below `root` is an artefact or its code."""

@@ -16,11 +16,8 @@ from pathlib import Path
 from aut.edges import artifacts, registry, tracking
 from aut.errors import DataError
 from aut.files import locked
-from aut.layout import Layout
+from aut.layout import RESTORING, Layout
 from aut.workcopy import clone_at, command, point_dvc, tool_env
-
-RESTORING = "AUT_RESTORING"
-"""Set while a restore runs `dvc repro --pull`: a stage that would compute refuses instead."""
 
 
 def restore_version(version: str, checkout: Path, into: Path | None = None) -> Path:

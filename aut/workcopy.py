@@ -45,7 +45,10 @@ def tool_env() -> dict[str, str]:
 
 
 def checkout_root() -> Path:
-    """The checkout that holds the current folder, or the one `aut` was installed from."""
+    """AUT_CHECKOUT, else the checkout that holds the current folder, else the one `aut` was installed from."""
+    named = os.environ.get("AUT_CHECKOUT")
+    if named:
+        return Path(named).resolve()
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
         if (folder / "dvc.yaml").exists() and (folder / "conf").is_dir() and (folder / ".git").exists():
             return folder

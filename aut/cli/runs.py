@@ -170,6 +170,20 @@ def use(
     typer.echo(tracking.saved_uri() or "none: the embedded store of the checkout is used")
 
 
+def deploy(
+    gpu: Annotated[bool, typer.Option(help="Whether workers with a GPU serve the pool h200.")] = False,
+) -> None:
+    """Make the work pools and deployments on the Prefect server that PREFECT_API_URL names."""
+    from aut.errors import ConfigError
+
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError("PREFECT_API_URL is not set", "give the server's address, like http://127.0.0.1:4200/api")
+    from flows.deploy import deploy as make
+
+    make(gpu)
+    typer.echo("deployed aut/finetune, aut/probe, aut-stage/gpu: prefect deployment run aut/finetune -p profile=demo")
+
+
 def add_to(app: typer.Typer) -> None:
-    for verb in (run, status, report, restore, ui, use, params):
+    for verb in (run, status, report, restore, ui, use, params, deploy):
         app.command(verb.__name__, rich_help_panel="Runs")(verb)

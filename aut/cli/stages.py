@@ -15,20 +15,29 @@ import typer
 STAGE_PANEL = "Stages (dvc.yaml calls these)"
 
 
+EDGES = {"register": "aut.edges.registry"}
+"""Stages whose last step belongs to an edge; all others are `aut.stages.<stage>`."""
+
+
 def run_stage(stage: str, **item: str | int) -> None:
-    """Runs `aut.stages.<stage>.<stage>`, writes its metrics and its run record."""
+    """Runs the stage's function of the same name, writes its metrics and its run record."""
     from aut.config import read_params
     from aut.edges.spool import stage_tracker
+    from aut.errors import DataError
     from aut.files import write_json
     from aut.guard import end_with_parent
-    from aut.layout import here
+    from aut.layout import RESTORING, here
 
+    name = "-".join(str(v) for v in item.values())
+    if os.environ.get(RESTORING):
+        raise DataError(
+            f"{stage} {name} would have to be computed".replace("  ", " "), "its outputs are not in the remote"
+        )
     if "DVC_STAGE" in os.environ:  # DVC leaves its child alive when it is killed itself
         end_with_parent()
     layout = here()
     params = read_params(layout.params)
-    name = "-".join(str(v) for v in item.values())
-    function: Callable[..., Mapping[str, Any]] = getattr(import_module(f"aut.stages.{stage}"), stage)
+    function: Callable[..., Mapping[str, Any]] = getattr(import_module(EDGES.get(stage, f"aut.stages.{stage}")), stage)
     with stage_tracker(stage, name, layout) as track:
         report = dict(function(params, layout, track, *item.values()))
         track.metrics({k: float(v) for k, v in report.items() if isinstance(v, int | float)})
