@@ -203,9 +203,16 @@ def send_folder(uri: str, folder: Path, layout: Layout) -> None:
 
 
 def unsent(spool: Path) -> list[Path]:
-    """Folders of a spool that are not wholly in MLflow, oldest first."""
-    folders = [p.parent for p in spool.glob(f"*/{EVENTS}") if not _done(p.parent)]
+    """Stages' folders anywhere below `spool` that are not wholly in MLflow, oldest first."""
+    folders = [p.parent for p in spool.rglob(EVENTS) if not _done(p.parent)]
     return sorted(folders, key=lambda p: p.stat().st_mtime)
+
+
+def forget_sent(spool: Path) -> None:
+    """Removes the folders of ended stages that are wholly in MLflow."""
+    for events in list(spool.rglob(EVENTS)):
+        if _done(events.parent) and not _held(events.parent / ALIVE):
+            shutil.rmtree(events.parent, ignore_errors=True)
 
 
 class Shipper:

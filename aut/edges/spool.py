@@ -88,6 +88,12 @@ class Spool:
     def close(self) -> None:
         os.close(self._fd)
 
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class StageTracker(Spool):
     """A stage's spool, with what its run record needs. `ship` sends what is there; it returns the run's id."""

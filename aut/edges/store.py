@@ -30,6 +30,7 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the shipper retries by itself, for as long as it takes
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -101,7 +102,21 @@ def quiet() -> None:
 
 def client(uri: str) -> Any:
     """A MlflowClient whose tracking and registry address are both `uri`."""
-    return mlflow_module().MlflowClient(tracking_uri=uri, registry_uri=uri)
+    mlflow = mlflow_module()
+    if not uri.startswith("http"):
+        _map_tables()
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@cache
+def _map_tables() -> None:
+    """MLflow's tables use an SQLAlchemy option that is deprecated; the warning comes when they are first mapped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.store.db.utils  # noqa: F401 - imports every table
+        from sqlalchemy.orm import configure_mappers
+
+        configure_mappers()
 
 
 def ready(uri: str, layout: Layout) -> None:
@@ -119,11 +134,11 @@ def experiment_id(uri: str, layout: Layout | None) -> str:
     """Id of the experiment, made when absent. A database without a server keeps artifacts below AUT_WORK."""
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    store = client(uri)
     location = None if uri.startswith("http") or layout is None else (layout.work / "mlartifacts").as_uri()
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)  # alembic's own configuration would print every migration step
     try:
+        store = client(uri)
         found = store.get_experiment_by_name(EXPERIMENT)
         return str(found.experiment_id if found else store.create_experiment(EXPERIMENT, artifact_location=location))
     except Exception as error:

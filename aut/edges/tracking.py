@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aut.edges.parent import close_parent, find_runs, open_parent
-from aut.edges.shipper import Shipper, send_folder, unsent
+from aut.edges.shipper import Shipper, forget_sent, send_folder, unsent
 from aut.edges.store import check_server, client, config_file, embedded_uri, ready, resolve_uri, saved_uri, use
 from aut.errors import AutError, Busy
 from aut.files import read_json
@@ -64,16 +64,17 @@ def send_alone(folder: Path, layout: Layout, limit_s: float) -> None:
 def send_leftovers(uri: str, layout: Layout) -> int:
     """Sends what earlier runs could not; returns how many stages' spools are still unsent.
 
-    Spools of live stages count as unsent and are left to their own shipper's pace.
+    Spools of live stages count as unsent. Those that were wholly sent before are removed.
     """
-    spools = [p for p in (layout.work / "spool").glob("*") if p.is_dir()]
-    folders = [f for spool in spools for f in unsent(spool)]
+    spool = layout.work / "spool"
+    forget_sent(spool)
+    folders = unsent(spool)
     if folders:
         ready(uri, layout)
     for folder in folders:
         with suppress(Busy):
             send_folder(uri, folder, layout)
-    return sum(len(unsent(spool)) for spool in spools)
+    return len(unsent(spool))
 
 
 def tag_outs(uri: str, layout: Layout) -> int:
