@@ -51,12 +51,14 @@ def fingerprint(pcm_T: NDArray[np.float32]) -> NDArray[np.uint32]:
     loud = loud[:-LAG] + loud[LAG:]
     heard = loud > SILENCE * WINDOW * WINDOW
     trusted = np.abs(move) > TRUST * np.sqrt(np.maximum(loud, QUIET * loud.mean()))[:, None]
-    return _packed((move > 0) & trusted, trusted & heard[:, None])
+    return _packed(move > 0, trusted & heard[:, None])
 
 
 def _packed(sign: NDArray[np.bool_], trusted: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    both = np.packbits(np.concatenate([sign & trusted, trusted], axis=1), axis=1, bitorder="little")
-    return both.view("<u4")[:, 0].astype(np.uint32)
+    """Signs that are not trusted stay: they are right more often than not, which a look-up by equal words uses."""
+    telling: NDArray[np.bool_] = np.any(trusted, axis=1, keepdims=True)
+    both: NDArray[np.bool_] = np.concatenate([sign & telling, trusted], axis=1)
+    return np.packbits(both, axis=1, bitorder="little").view("<u4")[:, 0].astype(np.uint32)
 
 
 def _power(pcm_T: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,0 +1,1 @@
+"""Screening: finds training clips that overlap a probe set. `gates` decide, `tables` read, `report` tells."""
