@@ -57,7 +57,7 @@ def shaped(x_T: Signal, gain_F: NDArray[np.float64]) -> Signal:
     size = 1 << (len(x_T) + WINDOW - 1).bit_length()
     spectrum = np.fft.rfft(x_T, size)
     curve = np.interp(np.linspace(0, 1, len(spectrum)), np.linspace(0, 1, len(gain_F)), gain_F)
-    return np.fft.irfft(spectrum * curve, size)[: len(x_T)].astype(np.float32)
+    return np.asarray(np.fft.irfft(spectrum * curve, size)[: len(x_T)], dtype=np.float32)
 
 
 def band(centre_hz: float, width_octaves: float, points: int = 257) -> NDArray[np.float64]:
@@ -92,15 +92,14 @@ def _table(harmonics: tuple[float, ...]) -> Signal:
     k = np.arange(1, len(harmonics) + 1)
     spectrum[1 : len(harmonics) + 1] = np.asarray(harmonics) * np.exp(1j * k * k * 0.7)  # spread phases: low crest
     wave = np.fft.irfft(spectrum, TABLE)
-    return (wave / (np.abs(wave).max() + 1e-12)).astype(np.float32)
+    return np.asarray(wave / (np.abs(wave).max() + 1e-12), dtype=np.float32)
 
 
 def decay(n: int, attack_s: float, decay_s: float) -> Signal:
     """Linear rise, then exponential fall; decay_s is the time to 1/e."""
     t = np.arange(n) / RATE_HZ
-    return (np.minimum(t / max(attack_s, 1e-4), 1.0) * np.exp(-np.maximum(t - attack_s, 0) / decay_s)).astype(
-        np.float32
-    )
+    rise_T, fall_T = np.minimum(t / max(attack_s, 1e-4), 1.0), np.exp(-np.maximum(t - attack_s, 0) / decay_s)
+    return np.asarray(rise_T * fall_T, dtype=np.float32)
 
 
 def place(target_T: Signal, x_T: Signal, at: int) -> None:
@@ -140,4 +139,4 @@ def finish(rng: np.random.Generator, x_T: Signal, snr_db: float, eq_db: float = 
     back = shaped(noise(rng, len(x_T)), room(rng, 12.0) * (np.linspace(0.02, 1, 257) ** rng.uniform(-0.7, 0.2)))
     mixed = heard / rms(heard) + back / rms(back) * 10 ** (-snr_db / 20)
     peak = 10 ** (rng.uniform(-20, -1) / 20)
-    return (mixed * (peak / (np.abs(mixed).max() + 1e-9))).astype(np.float32)
+    return np.asarray(mixed * (peak / (np.abs(mixed).max() + 1e-9)), dtype=np.float32)

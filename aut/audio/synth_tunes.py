@@ -69,7 +69,7 @@ def render(seed: int, number: int) -> synth.Rendered:
     rng = np.random.default_rng([seed, 2, number])
     n = synth.length(rng)
     played = _beat(rng, n, song) if song.label == "drums" else _notes(rng, n, song)
-    pcm_T = synth.finish(rng, played, snr_db=rng.uniform(14, 34), eq_db=2.5)
+    pcm_T = synth.finish(rng, played, snr_db=rng.uniform(14, 34), eq_db=1.5)
     return synth.Rendered(pcm_T, _caption(song), song.label, f"song-{seed}-{at:05d}")
 
 
@@ -80,7 +80,7 @@ def _song(rng: np.random.Generator, label: str) -> Song:
         label,
         texture,
         mode,
-        synth.log_uniform(rng, 110, 440),
+        synth.log_uniform(rng, 160, 310),
         synth.log_uniform(rng, 0.13, 0.4),
         rng.uniform(-0.06, 0.06),
     )
