@@ -25,6 +25,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from aut.errors import AutError
 from aut.layout import Layout
+from aut.restore import pull_inputs
 from aut.workcopy import checkout_root, working_copy
 from flows.graph import STAGES, Stage, read_graph, select
 from flows.lineage import Lineage
@@ -111,11 +112,16 @@ def aut(
     version: str | None = None,
     place: Literal["here", "deployment"] = "here",
 ) -> str:
-    """Runs the graph; the parent MLflow run's id. StageFailed names the first stage that failed."""
+    """Runs the graph; the parent MLflow run's id. StageFailed names the first stage that failed.
+
+    `version` (a number or an alias) brings that version's encoders in first: with first='embed' it is probed again.
+    """
     overrides = overrides or []
     checkout = checkout_root()
     copy = profile if version is None else f"{profile}-v{version}"
     with working_copy(checkout, copy, profile, overrides) as (layout, params):
+        if version is not None:
+            pull_inputs(version, layout)
         lineage = Lineage.begin(checkout, layout, params, flow_run.get_id(), version)
         stages = select(read_graph(layout.root), first, last)
         outcomes: list[Outcome] = []

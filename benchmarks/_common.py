@@ -1,0 +1,50 @@
+"""What every benchmark shares: the command line, the machine's description, the last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with --quick (under a minute on two cores) and --keep (write a dated file under results/)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
+    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/<date>-<name>.json")
+    return parser
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def machine(*packages: str) -> dict[str, str]:
+    """Processor, cores, Python and the versions of the packages that matter."""
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    versions = {p: metadata.version(p) for p in packages}
+    return {"cpu": cpu, "cores": str(os.cpu_count()), "python": platform.python_version(), **versions}
+
+
+def finish(bench: str, figures: Mapping[str, float], keep: bool, facts: Mapping[str, object]) -> None:
+    """Prints the last line; with `keep`, also writes the dated result with hardware, versions, command and peer."""
+    line = {"bench": bench, "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
+    if keep:
+        command = f"python -m benchmarks.{bench} {' '.join(sys.argv[1:])}".strip()
+        RESULTS.mkdir(exist_ok=True)
+        result = {"date": date.today().isoformat(), "command": command, **facts, **line}
+        (RESULTS / f"{date.today().isoformat()}-{bench}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(line))
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
