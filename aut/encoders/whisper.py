@@ -8,8 +8,8 @@ Why   transformers' WhisperEncoder insists on 30 s and attends to the padding. H
       Price: native frames are not the padded ones; probes report both.
 Run   `h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMT, m_B)`
 
-The functions only read attribute names that transformers' Whisper classes and `WhisperTower` share, and call
-modules rather than reach for their weights, so that DeepSpeed's hooks gather sharded parameters.
+The functions only read attribute names that transformers' Whisper classes and `WhisperTower` (tower.py) share, and
+call modules rather than reach for their weights, so that DeepSpeed's hooks gather sharded parameters.
 For torch.compile or a step without host synchronisation keep m_B on the CPU, or pass None for equal lengths.
 
 `B` batch, `M` mel bins, `T` mel frames, `F` encoder frames, `L` tokens, `D` width, `H` heads.
@@ -17,11 +17,11 @@ For torch.compile or a step without host synchronisation keep m_B on the CPU, or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import dropout, gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -142,52 +142,3 @@ def _run(block: Callable[..., Tensor], checkpointing: bool, *args: Any) -> Tenso
         kept: Tensor = checkpoint(block, *args, use_reentrant=False)
         return kept
     return block(*args)
-
-
-class WhisperTower(nn.Module):
-    """Whisper's encoder for inference, without transformers: the same state-dict keys as its WhisperEncoder.
-
-    `config` is that class's config.json: d_model, encoder_layers, encoder_attention_heads, encoder_ffn_dim,
-    num_mel_bins, max_source_positions.
-    """
-
-    dropout = layerdrop = 0.0
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        width = int(config["d_model"])
-        self.conv1 = nn.Conv1d(int(config["num_mel_bins"]), width, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(int(config["max_source_positions"]), width)
-        self.layers = nn.ModuleList(TowerLayer(config) for _ in range(int(config["encoder_layers"])))
-        self.layer_norm = nn.LayerNorm(width)
-
-    def forward(self, mel_BMT: Tensor, m_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`encoder_forward` of this tower."""
-        return encoder_forward(self, mel_BMT, m_B)
-
-
-class TowerAttention(nn.Module):
-    dropout = 0.0
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = heads, width // heads
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-
-class TowerLayer(nn.Module):
-    dropout = activation_dropout = 0.0
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        width, inner = int(config["d_model"]), int(config["encoder_ffn_dim"])
-        self.self_attn = TowerAttention(width, int(config["encoder_attention_heads"]))
-        self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.activation_fn = nn.GELU()
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, width)
-        self.final_layer_norm = nn.LayerNorm(width)

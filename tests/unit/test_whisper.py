@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aut.encoders.whisper import WhisperTower, decoder_forward, encoder_forward
+from aut.encoders.tower import WhisperTower
+from aut.encoders.whisper import decoder_forward, encoder_forward
 
 ATOL = 1e-5  # float32, fused kernels in another order
 
