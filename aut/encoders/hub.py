@@ -89,8 +89,9 @@ class Hub(ClipEncoder):
         inputs = self.extractor(list(x_BT.cpu().numpy()), sampling_rate=self.rate_hz, return_tensors="pt")
         inputs.pop("attention_mask", None)  # clips are equally long
         out = self.tower(**{k: v.to(self.device) for k, v in inputs.items()}, output_hidden_states=layers)
-        states = list(out.hidden_states) if layers else [out.last_hidden_state]
-        return [h if h.dim() == 3 else h.flatten(2).transpose(1, 2) for h in states]
+        states = [*(out.hidden_states[:-1] if layers else ()), out.last_hidden_state]  # the last one is normalised
+        states = [h if h.dim() == 3 else h.flatten(2).transpose(1, 2) for h in states]
+        return [_frames(h, states[-1].shape[1]) for h in states]
 
     def _window_s(self) -> float:
         if self.type == "audio-spectrogram-transformer":
@@ -112,6 +113,13 @@ class Hub(ClipEncoder):
 
 
 load = Hub
+
+
+def _frames(h_BFD: Tensor, count: int) -> Tensor:
+    """CLAP's early layers have more patches than its last: averaged to as many, which keeps their mean."""
+    if h_BFD.shape[1] == count:
+        return h_BFD
+    return torch.nn.functional.adaptive_avg_pool1d(h_BFD.transpose(1, 2), count).transpose(1, 2)
 
 
 def _audio_tower(model: Any) -> Any:
