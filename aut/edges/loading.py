@@ -32,12 +32,13 @@ def load_encoder(uri_or_folder: str | Path, device: str = "cpu") -> AudioEncoder
     what comes from a registry, else None. Raises TrackingError (no address, no such version, mlflow not installed),
     MissingInput (no encoder in the folder) or DataError (files that differ from what was registered).
     """
+    text = str(uri_or_folder)
+    if text.startswith(SCHEMES):
+        folder, number, run_id = fetch(resolve_uri(), text)
+    else:
+        folder, number, run_id = encoder_folder(Path(text).expanduser()), None, None
     from aut.encoders import AudioEncoder, open_encoder
 
-    text = str(uri_or_folder)
-    if not text.startswith(SCHEMES):
-        return AudioEncoder(open_encoder(encoder_folder(Path(text).expanduser()), device))
-    folder, number, run_id = fetch(resolve_uri(), text)
     return AudioEncoder(open_encoder(folder, device), version=number, run_id=run_id)
 
 
@@ -71,19 +72,32 @@ def fetch(uri: str, address: str) -> tuple[Path, str | None, str | None]:
 
 def locate(uri: str, address: str) -> tuple[str, str | None, str | None]:
     """Artifact address, version number and run id. TrackingError names what does not exist."""
-    if address.startswith("runs:/"):
-        return address.rstrip("/"), None, address.removeprefix("runs:/").partition("/")[0]
-    name, alias, number = _parse(address)
     mlflow = mlflow_module()
-    store = client(uri)
     try:
-        found = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
-        source = store.get_model_version_download_uri(name, found.version)
+        return _of_run(uri, address) if address.startswith("runs:/") else _of_version(uri, *_parse(address))
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise TrackingError(f"{plain(uri)} has no {address}", "`aut status` names candidate and champion") from None
         raise TrackingError(f"MLflow at {plain(uri)} does not answer: {_first_line(error)}") from None
-    return str(source).rstrip("/"), str(found.version), found.run_id or None
+
+
+def _of_version(uri: str, name: str, alias: str, number: str) -> tuple[str, str | None, str | None]:
+    store = client(uri)
+    found = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
+    source = str(store.get_model_version_download_uri(name, found.version))
+    return source.rstrip("/"), str(found.version), found.run_id or None
+
+
+def _of_run(uri: str, address: str) -> tuple[str, str | None, str | None]:
+    """A model that a run made, or a folder among its artifacts. MLflow's own resolver would ask the default store."""
+    run_id, _, path = address.removeprefix("runs:/").strip("/").partition("/")
+    store = client(uri)
+    run = store.get_run(run_id)
+    made = store.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    for model in made:
+        if model.name == path or not path:
+            return str(model.artifact_location).rstrip("/"), None, run_id
+    return f"{run.info.artifact_uri}/{path}".rstrip("/"), None, run_id
 
 
 def cache_folder() -> Path:

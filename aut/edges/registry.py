@@ -13,6 +13,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import warnings
 import wave
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ from typing import Any, Protocol
 
 from aut.config import Params
 from aut.edges.loading import load_encoder
-from aut.edges.store import client, embedded_uri, experiment_id, mlflow_module, plain, ready, resolve_uri
+from aut.edges.store import client, embedded_uri, experiment_id, mlflow_module, plain, pyfunc_module, ready, resolve_uri
 from aut.errors import TrackingError
 from aut.files import digest_json, locked, replacing, write_json
 from aut.gates import allowed
@@ -174,7 +175,7 @@ def _create(uri: str, layout: Layout, package: Package, tags: Mapping[str, str],
 
 def save_model(package: Package, folder: Path, model_id: str, run_id: str | None) -> Path:
     """An MLflow model (models from code) in `folder`: code, safetensors, signature, example, pinned requirements."""
-    mlflow = mlflow_module()
+    mlflow = pyfunc_module()
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
@@ -185,20 +186,22 @@ def save_model(package: Package, folder: Path, model_id: str, run_id: str | None
     code = package.folder.parent / "code" / "aut"
     shutil.copytree(Path(aut.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     contents = sorted(p for p in package.folder.iterdir())
-    mlflow.pyfunc.save_model(
-        path=str(folder),
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={p.stem if p.is_file() else p.name: str(p) for p in contents},
-        code_paths=[str(code)],
-        mlflow_model=Model(model_id=model_id, run_id=run_id),
-        signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.binary, "audio")]),
-            outputs=Schema([ColSpec(Array(DataType.double), "embedding"), ColSpec(DataType.long, "valid_frames")]),
-        ),
-        input_example=_example(),
-        pip_requirements=requirements(),
-        metadata={"aut": {"encoder": package.encoder, "tree": package.tree, "weights": package.weights}},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls pandas in ways that pandas 4 deprecates
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={p.stem if p.is_file() else p.name: str(p) for p in contents},
+            code_paths=[str(code)],
+            mlflow_model=Model(model_id=model_id, run_id=run_id),
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(DataType.binary, "audio")]),
+                outputs=Schema([ColSpec(Array(DataType.double), "embedding")]),
+            ),
+            input_example=_example(),
+            pip_requirements=requirements(),
+            metadata={"aut": {"encoder": package.encoder, "tree": package.tree, "weights": package.weights}},
+        )
     return folder
 
 

@@ -94,6 +94,16 @@ def mlflow_module() -> Any:
     return mlflow
 
 
+@cache
+def pyfunc_module() -> Any:
+    """The library with `mlflow.pyfunc`, which it imports when first used, and which warns about its own code then."""
+    mlflow_module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+    return mlflow
+
+
 def quiet() -> None:
     """MLflow and alembic report each migration step and each run's link; both reset their level when used."""
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):

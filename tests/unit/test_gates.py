@@ -69,8 +69,12 @@ def test_good_evidence_passes_and_a_lost_baseline_is_told_without_deciding() -> 
 
 @pytest.mark.parametrize(
     ("b", "domain", "low", "gate"),
-    [("base", "environment", 0.0, "gain.environment"), ("control", "music", -0.1, "gain.music"), ("base", "speech", -3.0, "speech")],
-)  # fmt: skip
+    [
+        ("base", "environment", 0.0, "gain.environment"),
+        ("control", "music", -0.1, "gain.music"),
+        ("base", "speech", -3.0, "speech"),
+    ],
+)
 def test_a_bound_on_the_limit_fails(b: str, domain: str, low: float, gate: str) -> None:
     found = verdicts(change(evidence(), b, domain, low=low))
     assert [g for g, v in found.items() if v.decides and not v.passed] == [gate]
