@@ -26,6 +26,7 @@ from aut.files import digest_tree, read_json, write_json
 from aut.gates import evaluate
 from aut.layout import Layout
 from aut.stages.register import pack
+from tests.unit.mlflow_server import Server
 
 ROOT = Path(aut.__file__).parents[1]
 CHAMPION = "adapted-0"
@@ -324,3 +325,25 @@ def test_mlflow_alone_loads_the_model_and_gives_the_probes_vectors(
     # the wav file keeps float32, so nothing but the JSON lies between
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, atol=1e-6)
     assert not list(empty.iterdir())
+
+
+@pytest.mark.slow
+def test_a_server_that_proxies_artifacts_serves_the_same(
+    params: Params, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(tmp_path / "server")
+    server.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        write_logmel(layout)
+        with stage_tracker("register", "", layout) as track:
+            registry.register(params, layout, track)
+        result = read_json(layout.registered / "registered.json")
+        assert (result["version"], result["aliases"]) == ("1", ["candidate", "champion"])
+        assert not registered(params, layout)["created"]
+        encoder = aut.load_encoder("models:/whisper-aut@champion")
+        assert (encoder.version, encoder.run_id) == ("1", result["run_id"])
+        assert loading.fetch(server.uri, f"runs:/{result['run_id']}/{CHAMPION}")[0] == encoder.encoder.folder
+        assert not list((tmp_path / "work").rglob("mlartifacts"))
+    finally:
+        server.stop()

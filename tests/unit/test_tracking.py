@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from aut.edges import shipper, spool, store, tracking
+from aut.edges import shipper, store, tracking
 from aut.edges.parent import find_runs
 from aut.edges.spool import Spool, flat, new_folder, stage_tracker
 from aut.errors import TrackingError
 from aut.files import read_json
 from aut.layout import Layout
+from tests.unit.mlflow_server import Server, environment
 
 STAGE = """
 import sys
@@ -54,10 +53,6 @@ def uri(layout: Layout) -> str:
     address = tracking.embedded_uri(layout)
     tracking.ready(address, layout)
     return address
-
-
-def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(spool.__file__).parents[2]), **extra}
 
 
 def start_stage(item: str, points: int, cwd: Path, **extra: str) -> subprocess.Popen[str]:
@@ -263,58 +258,8 @@ def test_params_are_flat_text() -> None:
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-class Server:
-    """A real `mlflow server` on a loopback port, artifacts proxied."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.uri = f"http://127.0.0.1:{port}"
-        self._folder, self._port = folder, port
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        args = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--serve-artifacts"]
-        args += [
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-            "--port",
-            str(self._port),
-            "--workers",
-            "1",
-        ]
-        env = environment(**store.SETTINGS)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *args],
-            cwd=self._folder,
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        until = time.monotonic() + 90
-        while time.monotonic() < until:
-            try:
-                return store.check_server(self.uri)
-            except TrackingError:
-                time.sleep(0.3)
-        raise AssertionError("the MLflow server did not start")
-
-    def stop(self) -> None:
-        if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture
-def server(tmp_path: Path, port: int) -> Iterator[Server]:
-    held = Server(tmp_path / "server", port)
+def server(tmp_path: Path) -> Iterator[Server]:
+    held = Server(tmp_path / "server")
     yield held
     held.stop()
 
