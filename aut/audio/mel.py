@@ -37,7 +37,7 @@ def log_mel(x_BT: Tensor, n_B: Tensor, mels: int, padded: bool = False) -> tuple
     Native (the default): F is ceil(T / 160), frames beyond m_B are zero, and each row equals the first m_B
     frames of the same clip padded to 30 s. Padded: F is 3,000 and silence has the value Whisper gives it.
     Clips over 30 s are cut there, as Whisper's extractor does. Runs on x_BT's device, without looking at
-    values on the host; float32 under autocast too.
+    values on the host; float32 under autocast too. Not for torch.compile: the FFT is one kernel already.
     """
     x_BT = x_BT[:, :MAX_SAMPLES]
     n_B = n_B.to(x_BT.device).clamp(max=x_BT.shape[1])
