@@ -28,7 +28,7 @@ class EncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         from aut.audio.decode import decode
 
         clips = [decode(_audio_bytes(value)) for value in model_input["audio"]]
-        vectors_BD = self.encoder.embed([c.pcm for c in clips], rate_hz=self.encoder.rate_hz)
+        vectors_BD = self.encoder.embed([c.pcm_T for c in clips], rate_hz=self.encoder.rate_hz)
         return pd.DataFrame({"embedding": vectors_BD.astype(float).tolist()})
 
 
