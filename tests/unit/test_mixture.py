@@ -1,0 +1,199 @@
+"""Mixture: quotas to a row, blocked clips, digests and bytes that depend on nothing but the rows."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aut.config import Params
+from aut.contracts import INDEX_SCHEMA, Silent
+from aut.errors import ConfigError, DataError
+from aut.files import digest_file, digest_tree, read_json
+from aut.layout import Layout
+from aut.order import Order
+from aut.stages import mixture as stage
+from benchmarks import pool
+
+SIZES = {"speech": {"talk": 900, "read": 300}, "environment": {"rain": 150}, "music": {"band": 160}}
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return pool.params({d: list(s) for d, s in SIZES.items()}, rows=1000, window=100, parts=8)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    for domain, sources in SIZES.items():
+        for seed, (name, rows) in enumerate(sources.items()):
+            pool.source(layout, domain, name, rows, seed)
+    pool.block(layout, [pool.clip_id("talk", r) for r in range(0, 60, 3)] + ["nowhere/1"])
+    return layout
+
+
+def changed(params: Params, **mixture: object) -> Params:
+    return params.model_copy(update={"mixture": params.mixture.model_copy(update=mixture)})
+
+
+def epoch(layout: Layout) -> list[dict[str, object]]:
+    order = Order.of_mixture(layout.mixture, 0)
+    return order.rows(np.arange(order.length))
+
+
+def test_quotas_are_exact_and_blocked_clips_absent(params: Params, layout: Layout) -> None:
+    metrics = stage.mixture(params, layout, Silent())
+    rows = epoch(layout)
+    assert len({r["id"] for r in rows}) == 1000
+    assert [sum(r["domain"] == d for r in rows) for d in SIZES] == [800, 100, 100]
+    blocked = {pool.clip_id("talk", r) for r in range(0, 60, 3)}
+    assert not blocked & {r["id"] for r in rows}
+    assert metrics["blocklist_unknown"] == 1
+    tombstones = pq.read_table(layout.mixture / "tombstones.parquet")
+    assert tombstones.num_rows == metrics["speech_blocked"] > 0
+    for part, row, clip in zip(*(tombstones[c].to_pylist() for c in ("part", "row", "id")), strict=True):
+        assert pq.read_table(layout.mixture / part)["id"][row].as_py() == clip
+
+
+def test_rows_are_the_index_rows(params: Params, layout: Layout) -> None:
+    stage.mixture(params, layout, Silent())
+    parts = [p for d in SIZES for p in sorted((layout.root / "data/index" / d).rglob("part-*.parquet"))]
+    listed = {r["id"]: r for p in parts for r in pq.read_table(p).to_pylist()}
+    rows = epoch(layout)
+    assert list(rows[0]) == list(INDEX_SCHEMA)
+    assert all(listed[r["id"]] == r for r in rows)
+
+
+def test_a_short_domain_repeats_or_stops(params: Params, layout: Layout) -> None:
+    short = changed(params, rows=2000)
+    with pytest.raises(ConfigError, match=r"speech has 1180 clips, 1600 needed"):
+        stage.mixture(changed(short, short="error"), layout, Silent())
+    metrics = stage.mixture(short, layout, Silent())
+    assert metrics["speech_repeats"] == pytest.approx(1600 / 1180, abs=1e-6)  # rounded to 6 places
+    counts = np.unique([str(r["id"]) for r in epoch(layout) if r["domain"] == "speech"], return_counts=True)[1]
+    assert (counts.min(), counts.max(), counts.size) == (1, 2, 1180)
+
+
+@pytest.mark.parametrize("cut", [37, 150, 900])
+def test_digest_does_not_depend_on_index_parts_or_threads(
+    params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    before = stage.mixture(params, layout, Silent())["digest"]
+    for domain, sources in SIZES.items():
+        for name in sources:
+            folder = layout.index(domain, name)
+            whole = pq.read_table(folder / "part-00000.parquet")
+            for number, start in enumerate(range(0, whole.num_rows, cut)):
+                pq.write_table(whole.slice(start, cut), folder / f"part-{number:05d}.parquet")
+    monkeypatch.setattr(stage, "_threads", lambda: 7)
+    monkeypatch.setattr(stage, "BLOCK_ROWS", 128)
+    assert stage.mixture(params, layout, Silent())["digest"] == before
+
+
+def test_bytes_do_not_depend_on_threads(params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    for threads in (1, 7):
+        monkeypatch.setattr(stage, "_threads", lambda n=threads: n)
+        stage.mixture(params, layout, Silent())
+        seen.add(digest_tree(layout.mixture))
+    assert len(seen) == 1
+
+
+def test_any_changed_value_changes_the_digest(params: Params, layout: Layout) -> None:
+    before = stage.mixture(params, layout, Silent())["digest"]
+    pool.source(layout, "music", "band", 160, 0, recaption="scattered")
+    assert stage.mixture(params, layout, Silent())["digest"] != before
+
+
+def test_a_change_touches_few_parts(params: Params, layout: Layout) -> None:
+    stage.mixture(params, layout, Silent())
+    before = {p.relative_to(layout.mixture): digest_file(p) for p in layout.mixture.rglob("part-*.parquet")}
+    pool.block(layout, [pool.clip_id("read", r) for r in range(10)])
+    stage.mixture(params, layout, Silent())
+    after = {p.relative_to(layout.mixture): digest_file(p) for p in layout.mixture.rglob("part-*.parquet")}
+    moved = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+    assert len(moved) <= 4  # the parts at the threshold of both speech sources
+    assert {p.parts[0] for p in moved} <= {"speech"}
+
+
+def test_an_id_met_twice_names_id_and_sources(params: Params, layout: Layout) -> None:
+    path = layout.index("music", "band") / "part-00000.parquet"
+    table = pq.read_table(path)
+    ids = table["id"].to_pylist()
+    ids[5] = pool.clip_id("talk", 7)
+    pq.write_table(table.set_column(0, "id", pa.array(ids)), path)
+    with pytest.raises(DataError, match=r"id talk/000000007 is in source talk and again in band"):
+        stage.mixture(params, layout, Silent())
+
+
+def test_a_failure_leaves_the_old_mixture_whole(
+    params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.mixture(params, layout, Silent())
+    before = digest_tree(layout.mixture)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage, "_append", full)
+    with pytest.raises(OSError, match="No space"):
+        stage.mixture(changed(params, rows=500), layout, Silent())
+    assert digest_tree(layout.mixture) == before
+    assert [p.name for p in layout.mixture.parent.iterdir() if p.name.startswith(".mixture")] == []
+
+
+def test_statistics_add_up(params: Params, layout: Layout) -> None:
+    stage.mixture(params, layout, Silent())
+    stats = read_json(layout.mixture / "stats.json")
+    rows = epoch(layout)
+    for kind in ("domain", "source", "licence", "text_origin", "duration"):
+        assert sum(e["clips"] for e in stats[kind].values()) == 1000
+        assert sum(e["share"] for e in stats[kind].values()) == pytest.approx(1.0, abs=1e-6)  # 9 places each
+    hours = sum(float(str(r["duration_s"])) for r in rows) / 3600
+    assert sum(e["hours"] for e in stats["domain"].values()) == pytest.approx(hours, rel=1e-9)
+    with layout.plot("mixture").open() as f:
+        shares = {r["part"]: float(r["share"]) for r in csv.DictReader(f)}
+    assert shares["domain: speech"] == 0.8
+
+
+def test_a_column_missing_from_the_index_is_named(params: Params, layout: Layout) -> None:
+    path = layout.index("music", "band") / "part-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["licence"]), path)
+    with pytest.raises(DataError, match=r"music/band/part-00000"):
+        stage.mixture(params, layout, Silent())
+
+
+@given(st.lists(st.text(max_size=40), max_size=60), st.integers(0, 5), st.integers(0, 2**31))
+def test_a_key_depends_on_its_id_alone(ids: list[str], skip: int, seed: int) -> None:
+    together = stage.row_keys(pa.array(ids, pa.string()).slice(skip), seed)
+    alone = [int(stage.row_keys(pa.array([i], pa.string()), seed)[0]) for i in ids[skip:]]
+    assert together.tolist() == alone
+    distinct = set(ids[skip:])
+    assert len(set(alone)) == len(distinct)
+
+
+def test_keys_are_uniform_and_change_with_the_seed() -> None:
+    ids = pa.array([pool.clip_id("talk", r) for r in range(64_000)])
+    keys = stage.row_keys(ids, 0)
+    for shift in (0, 29, 58):  # low, middle and top bits
+        counts = np.bincount(((keys >> np.uint64(shift)) & np.uint64(63)).astype(np.int64), minlength=64)
+        chi2 = ((counts - 1000) ** 2 / 1000).sum()
+        assert chi2 < 121  # 63 degrees of freedom, p = 1e-5
+    assert abs(np.corrcoef(keys.astype(float), stage.row_keys(ids, 1).astype(float))[0, 1]) < 0.02  # 5 deviations
+
+
+def test_keys_stay_what_they_were() -> None:
+    keys = stage.row_keys(pa.array(["", "a", "talk/000000001", "talk/000000001.flac"]), 0)
+    assert [hex(int(k)) for k in keys] == [
+        "0x6246a58789053b93",
+        "0x6b85f285f8d548d9",
+        "0xd4cd60fa6d391fef",
+        "0x19b8572f50b2110d",
+    ]
