@@ -10,7 +10,8 @@ Run   `h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMT, m_B)`
 
 The functions only read attribute names that transformers' Whisper classes and `WhisperTower` (tower.py) share, and
 call modules rather than reach for their weights, so that DeepSpeed's hooks gather sharded parameters.
-For torch.compile or a step without host synchronisation keep m_B on the CPU, or pass None for equal lengths.
+m_B on the CPU costs no synchronisation and no mask where none is needed; it breaks torch.compile's graph, so there
+pass it on the device, or None for equal lengths, or compile `encoder_layer` alone.
 
 `B` batch, `M` mel bins, `T` mel frames, `F` encoder frames, `L` tokens, `D` width, `H` heads.
 """
