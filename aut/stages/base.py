@@ -1,0 +1,199 @@
+"""Base: the starting points: the base model, and the baselines it is compared with.
+
+In    params; for kinds train and random the pools' indexes (texts for the tokenizer, speech to train on), the blocklist
+Out   models/<encoder>/: transformers' Whisper format, or encoder.json with what its kind needs
+Why   real profiles start from a published Whisper. Where no hub can be reached a small one is trained here on speech
+      only, which repeats the situation the paper starts from. Its tokenizer knows the words of all pools, so that the
+      fine-tune need not spell captions letter by letter; no sound but speech is ever shown to it.
+      Price: a pretrained model is kept in float32, twice the bytes of a float16 hub file.
+Run   aut base base
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aut.config import BaseEncoder, Params
+from aut.contracts import Tracker
+from aut.errors import ConfigError, DataError, MissingInput
+from aut.files import digest_file, replacing, write_json
+from aut.layout import Layout
+from aut.training.job import Job, empty_draft, execute, source_roots, summary, workplace, write_curve, write_model
+from aut.training.plan import plan
+from aut.units import DOMAINS, Domain
+
+Report = dict[str, float | int | str]
+
+
+def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report:
+    """Makes one entry of `base.encoders`; returns what it is, and for a trained one its totals and losses."""
+    try:
+        wanted = params.base.encoders[encoder]
+    except KeyError:
+        known = ", ".join(params.base.encoders)
+        raise ConfigError(f"base.encoders has no '{encoder}'", f"choose one of {known}") from None
+    track.params({"kind": wanted.kind, "model": str(wanted.model), "revision": str(wanted.revision)})
+    if wanted.kind == "train":
+        return _train(params, layout, track, encoder)
+    with replacing(layout.model(encoder)) as draft:
+        if wanted.kind == "logmel":
+            return _describe(draft, {"kind": "logmel", "mels": params.base.shape.mels})
+        if wanted.kind == "hub":
+            return _hub(draft, wanted)
+        if wanted.kind == "pretrained":
+            return _pretrained(draft, wanted)
+        return _random(draft, params, layout)
+
+
+def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
+    """A small Whisper, on the speech pool less what the screen blocked."""
+    from aut.order import Order
+    from aut.training.data import held_out_rows
+    from aut.training.model import new_whisper
+
+    section = params.base
+    blocklist = layout.screen / "blocklist.parquet"
+    order = Order.of_index(_parts(params, layout, "speech"), blocklist if blocklist.exists() else None, params.seed)
+    job = Job(
+        stage="base",
+        name=name,
+        seed=params.seed,
+        schedule=section.schedule,
+        training=section.training,
+        order=order,
+        plan=plan(section.schedule, order.length),
+        held_out=held_out_rows(order, section.training.eval_clips),
+        inputs={"shape": section.shape.model_dump(), "texts": [digest_file(p) for p in _pools(params, layout)]},
+    )
+    track.dataset("speech", order.digest, order.length, layout.root / "data/index/speech")
+    with workplace(job, layout) as work:
+        draft = empty_draft(work)
+        _tokenizer(draft, params, layout)
+        whisper = new_whisper(section.shape, draft, section.training.language, params.seed)
+        state = execute(job, whisper, draft, source_roots(params, layout), work, track)
+        facts: Report = {"kind": "train", "seed": params.seed, "rows_digest": order.digest, **summary(state)}
+        if int(os.environ.get("RANK", "0")) == 0:
+            with replacing(layout.model(name), draft):
+                write_model(whisper, draft, facts)
+            write_curve(layout.plot("base", name), state)
+    return facts
+
+
+def _random(draft: Path, params: Params, layout: Layout) -> Report:
+    """What base is before it is trained: its shape, weights drawn from the seed."""
+    from aut.training.model import new_whisper, random_whisper
+
+    start = params.base.encoders["base"]
+    if start.kind == "pretrained":
+        from transformers import AutoConfig
+
+        with _reaching(start):
+            config = AutoConfig.from_pretrained(start.model, revision=start.revision)
+            _processor(start).save_pretrained(draft)
+        whisper = random_whisper(config, params.seed)
+    else:
+        _tokenizer(draft, params, layout)
+        whisper = new_whisper(params.base.shape, draft, params.base.training.language, params.seed)
+    facts: Report = {"kind": "random", "seed": params.seed}
+    write_model(whisper, draft, facts)
+    return facts
+
+
+def _pretrained(draft: Path, wanted: BaseEncoder) -> Report:
+    """A published Whisper, decoder included, safetensors only: loading a pickle would run its code."""
+    import torch
+    from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
+
+    with _reaching(wanted):
+        whisper = WhisperForConditionalGeneration.from_pretrained(
+            wanted.model, revision=wanted.revision, dtype=torch.float32, use_safetensors=True
+        )
+        _processor(wanted).save_pretrained(draft)
+    facts: Report = {"kind": "pretrained", **_origin(wanted)}
+    write_model(whisper, draft, facts)
+    return facts
+
+
+def _hub(draft: Path, wanted: BaseEncoder) -> Report:
+    """Any audio encoder with a feature extractor, saved whole so that later stages need no hub."""
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    with _reaching(wanted):
+        AutoModel.from_pretrained(wanted.model, revision=wanted.revision, use_safetensors=True).save_pretrained(draft)
+        AutoFeatureExtractor.from_pretrained(wanted.model, revision=wanted.revision).save_pretrained(draft)
+    return _describe(draft, {"kind": "hub", **_origin(wanted)})
+
+
+def _describe(draft: Path, facts: Report) -> Report:
+    write_json(draft / "encoder.json", facts)
+    return facts
+
+
+def _origin(wanted: BaseEncoder) -> Report:
+    """Name and revision; of a folder only its name, for its place is not part of what it is."""
+    model = str(wanted.model)
+    return {"model": Path(model).name if Path(model).is_dir() else model, "revision": wanted.revision or ""}
+
+
+class _reaching:  # noqa: N801 - reads as a statement
+    """Turns what transformers and the hub raise into one sentence with the remedy."""
+
+    def __init__(self, wanted: BaseEncoder) -> None:
+        self._wanted = wanted
+
+    def __enter__(self) -> None:
+        folder = Path(str(self._wanted.model)).expanduser()
+        if folder.is_dir() and not any(folder.glob("*.safetensors")):
+            raise MissingInput(
+                f"the folder {folder} holds no *.safetensors",
+                "download the weights as safetensors; pickled ones are not loaded",
+            )
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError | ValueError):
+            what = " ".join(str(error).split())[:300]
+            raise MissingInput(
+                f"{self._wanted.model} cannot be loaded ({what})",
+                "name a local folder in base.encoders.<name>.model, set HF_HOME to a cache that holds it, "
+                "or take kind 'train', which needs no hub",
+            ) from error
+
+
+def _processor(wanted: BaseEncoder) -> Any:
+    from transformers import WhisperProcessor
+
+    return WhisperProcessor.from_pretrained(wanted.model, revision=wanted.revision)
+
+
+def _tokenizer(folder: Path, params: Params, layout: Layout) -> None:
+    from aut.training.tokenizer import train_tokenizer
+
+    texts = _texts(_pools(params, layout))
+    train_tokenizer(texts, params.base.shape.vocabulary, params.base.training.language, folder)
+
+
+def _pools(params: Params, layout: Layout) -> list[Path]:
+    return [path for domain in DOMAINS if params.pool(domain) for path in _parts(params, layout, domain)]
+
+
+def _parts(params: Params, layout: Layout, domain: Domain) -> list[Path]:
+    """Index parts of a domain's pool, in a fixed order."""
+    parts = []
+    for source in params.pool(domain):
+        found = sorted(layout.index(domain, source).glob("part-*.parquet"))
+        if not found:
+            raise MissingInput(f"{layout.index(domain, source)} holds no part-*.parquet", f"run `aut index {source}`")
+        parts += found
+    if not parts:
+        raise DataError(f"no source has role '{domain}'", "add one to params.sources")
+    return parts
+
+
+def _texts(parts: list[Path]) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    for part in parts:
+        yield from (text for text in pq.read_table(part, columns=["text"])["text"].to_pylist() if text)

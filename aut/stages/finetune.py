@@ -1,0 +1,104 @@
+"""Finetune: the base model, trained end to end to caption a mixture; its control on speech alone.
+
+In    data/mixture/, models/base/
+Out   models/<arm>-<seed>/ (transformers' format, tokenizer and training.json), reports/plots/finetune@<arm>-<seed>.csv
+Why   the arm `control` takes as many optimiser steps on as many valid audio seconds as `adapted`, of speech only:
+      what adapted gains over it is due to the mixture, not to training longer. Price: a second training.
+Run   aut finetune adapted 0
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from aut.config import Params
+from aut.contracts import Tracker
+from aut.errors import ConfigError, MissingInput
+from aut.files import digest_file, replacing
+from aut.layout import Layout
+from aut.order import Order
+from aut.training.job import (
+    Job,
+    empty_draft,
+    execute,
+    source_roots,
+    summary,
+    workplace,
+    write_curve,
+    write_model,
+)
+from aut.training.plan import matched, plan, seconds
+from aut.units import Domain
+
+SPEECH: list[Domain] = ["speech"]
+NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "training.json")
+
+
+def finetune(params: Params, layout: Layout, track: Tracker, arm: str, seed: int) -> dict[str, float | int | str]:
+    """Trains one arm with one seed, from its last checkpoint; returns totals and losses."""
+    if arm not in ("adapted", "control"):
+        raise ConfigError(f"no arm '{arm}'", "it is adapted or control")
+    base = layout.model("base")
+    weights = _weights(base)
+    mixture = Order.of_mixture(layout.mixture, seed)
+    job, matching = _job(params, layout, mixture, arm, seed, weights)
+    track.dataset("mixture", mixture.digest, mixture.length, layout.mixture)
+    track.params({"arm": arm, "seed": seed, "steps": job.plan.steps, "clips": job.plan.clips} | matching)
+    facts = {"arm": arm, "seed": seed, "base_digest": weights, "mixture_digest": mixture.digest} | matching
+    with workplace(job, layout) as work:
+        from aut.training.model import open_whisper
+
+        whisper = open_whisper(base)
+        state = execute(job, whisper, base, source_roots(params, layout), work, track)
+        facts |= summary(state)
+        if int(os.environ.get("RANK", "0")) == 0:
+            with replacing(layout.model(job.name), empty_draft(work)) as draft:
+                shutil.copytree(base, draft, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
+                write_model(whisper, draft, facts)
+            write_curve(layout.plot("finetune", job.name), state)
+    return facts
+
+
+def _job(
+    params: Params, layout: Layout, mixture: Order, arm: str, seed: int, weights: str
+) -> tuple[Job, dict[str, float]]:
+    """The job, and what was asked for when the arms were matched."""
+    from aut.training.data import held_out_rows
+
+    section = params.finetune
+    whole = plan(section.schedule, mixture.length)
+    order, own = mixture, whole
+    max_s = section.training.max_s
+    if arm == "control":
+        order = Order.of_mixture(layout.mixture, seed, domains=SPEECH)
+        own = matched(whole, mixture, order, max_s)
+    matching = {"planned_seconds": seconds(order, own.clips, max_s)}
+    if arm == "control":
+        matching["adapted_planned_seconds"] = seconds(mixture, whole.clips, max_s)
+    # Both arms and all seeds hold out the same rows: their losses are compared.
+    held_out = held_out_rows(Order.of_mixture(layout.mixture, 0), section.training.eval_clips)
+    job = Job(
+        stage="finetune",
+        name=f"{arm}-{seed}",
+        seed=seed,
+        schedule=section.schedule,
+        training=section.training,
+        order=order,
+        plan=own,
+        held_out=held_out,
+        inputs={"arm": arm, "base": weights, "mixture": mixture.digest},
+    )
+    return job, matching
+
+
+def _weights(base: Path) -> str:
+    """Digest of the base model's weights, and a clear word where it has none."""
+    files: list[Any] = sorted(base.glob("*.safetensors"))
+    if not files:
+        raise MissingInput(f"{base} holds no weights", "run `aut base base`")
+    from aut.files import digest_json
+
+    return digest_json([[p.name, digest_file(p)] for p in files])

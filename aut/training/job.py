@@ -1,0 +1,188 @@
+"""Job: one training from its inputs to a checkpoint folder, for `base` (train) and `finetune` alike.
+
+In    an order and a plan over it, a starting model, the folder that holds its tokenizer
+Out   a State; the model is trained in place
+Why   work in progress lies in AUT_WORK/<stage>/<digest of the inputs>: DVC deletes a stage's outs before it runs.
+      The digest covers the code, so that changed code never goes on with an old checkpoint; a lock there makes a
+      second start say which process is at work.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aut
+from aut.config import Params, Schedule, Training
+from aut.contracts import Tracker
+from aut.files import digest_file, digest_json, locked, write_bytes, write_json
+from aut.layout import Layout
+
+if TYPE_CHECKING:
+    from aut.order import Order
+    from aut.training.checkpoint import State
+    from aut.training.plan import Plan
+
+CODE = ("training", "audio", "encoders/whisper.py", "order.py", "stages/base.py", "stages/finetune.py")
+LAST_ROWS = 10  # logged rows whose mean is the final loss
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what. `name` is the checkpoint's name, `inputs` all else that the result depends on."""
+
+    stage: str
+    name: str
+    seed: int
+    schedule: Schedule
+    training: Training
+    order: Order
+    plan: Plan
+    held_out: list[dict[str, Any]]
+    inputs: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        return digest_json(
+            {
+                "name": self.name,
+                "seed": self.seed,
+                "schedule": self.schedule.model_dump(),
+                "training": self.training.model_dump(),
+                "rows": self.order.digest,
+                "clips": self.plan.clips,
+                "held_out": [row["id"] for row in self.held_out],
+                "inputs": dict(self.inputs),
+                "code": code_digest(),
+            }
+        )
+
+
+def code_digest() -> str:
+    """Digest of the modules that a trained weight depends on."""
+    root = Path(aut.__file__).parent
+    files = [
+        p for part in CODE for p in ([root / part] if part.endswith(".py") else sorted((root / part).glob("*.py")))
+    ]
+    return digest_json([[p.relative_to(root).as_posix(), digest_file(p)] for p in files if p.exists()])
+
+
+@contextmanager
+def workplace(job: Job, layout: Layout) -> Iterator[Path]:
+    """The job's folder below AUT_WORK, held by this run. Busy names the process that holds it already."""
+    work = layout.work / job.stage / job.identity
+    if int(os.environ.get("RANK", "0")):  # another process of the same run, whose first one holds the lock
+        yield work
+        return
+    with locked(work / "lock", f"{job.stage} {job.name}"):
+        yield work
+
+
+def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], work: Path, track: Tracker) -> State:
+    """Trains `whisper` in place, from the last checkpoint where there is one."""
+    import torch
+
+    from aut.training.augment import Augment
+    from aut.training.data import Loader, budget_s
+    from aut.training.engine import open_engine, set_threads
+    from aut.training.loop import Run, train
+    from aut.training.model import Captioner
+    from aut.training.tokenizer import Targets
+
+    threads = set_threads()
+    torch.manual_seed(job.seed)
+    model = Captioner(whisper, job.training, Augment(job.training, job.seed))
+    engine = open_engine(model, job.schedule, job.training)
+    loader = Loader(
+        job.order,
+        roots,
+        Targets(tokens, job.training.language),
+        max_s=job.training.max_s,
+        budget_s=budget_s(engine.device.type),
+        held_out=frozenset(str(row["id"]) for row in job.held_out),
+        rank=engine.rank,
+        world=engine.world,
+        threads=int(os.environ.get("AUT_LOADERS") or threads),
+    )
+    try:
+        what = f"{job.stage} {job.name}"
+        run = Run(
+            what,
+            engine,
+            loader,
+            job.plan,
+            job.schedule,
+            job.training,
+            job.held_out,
+            work,
+            job.identity,
+            job.seed,
+            track,
+        )
+        return train(run)
+    finally:
+        loader.close()
+        engine.close()
+
+
+def source_roots(params: Params, layout: Layout) -> dict[str, Path]:
+    """Root folder of each source that feeds a training pool."""
+    return {
+        name: layout.corpus_root(source.dataset, source.path)
+        for name, source in params.sources.items()
+        if source.role != "probe"
+    }
+
+
+def summary(state: State) -> dict[str, float | int]:
+    """Totals and final losses: the same for the same inputs, however often the run was stopped."""
+    values: dict[str, float | int] = {
+        "steps": state.step,
+        "clips": state.clips,
+        "valid_seconds": round(state.valid_s, 6),
+        "tokens": state.tokens,
+        "replaced_clips": state.replaced,
+        "skipped_steps": state.skipped,
+    }
+    last = state.log[-LAST_ROWS:]
+    if last:
+        values["loss"] = sum(row["loss"] for row in last) / len(last)
+    if state.evals:
+        values |= {name: value for name, value in state.evals[-1].items() if name != "step"}
+    return values
+
+
+def write_curve(path: Path, state: State) -> None:
+    """step, loss, lr of every logged row, as CSV."""
+    lines = ["step,loss,lr", *(f"{int(row['step'])},{row['loss']:.6g},{row['lr']:.6g}" for row in state.log)]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_model(whisper: Any, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Weights, configurations and training.json into a folder that holds the tokenizer already."""
+    from aut.training.model import save_whisper
+
+    save_whisper(whisper, folder)
+    write_preprocessor(folder, int(whisper.config.num_mel_bins))
+    write_json(folder / "training.json", dict(facts))
+
+
+def write_preprocessor(folder: Path, mels: int) -> None:
+    """preprocessor_config.json as `transformers.WhisperFeatureExtractor` reads it."""
+    from transformers.models.whisper.feature_extraction_whisper import WhisperFeatureExtractor
+
+    if not (folder / "preprocessor_config.json").exists():
+        WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder)
+
+
+def empty_draft(work: Path) -> Path:
+    """A folder beside the checkpoints in which the output is put together."""
+    draft = work / "out"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return draft

@@ -1,0 +1,260 @@
+"""Loop: optimiser steps from the last checkpoint to the last step.
+
+In    an Engine, a Loader, a Plan, rows held out for evaluation, a folder for work in progress
+Out   the trained weights in the Engine, a State with every metrics row; checkpoints on the way
+Why   a step is a function of (weights, optimiser, step): positions and learning rate are computed, the random state
+      is seeded by (seed, step). So a resumed run equals one never stopped, bit for bit on a CPU, and a kill costs
+      the steps since the last checkpoint. Price: a checkpoint every `checkpoint_every` steps.
+
+A loss or gradient that is not finite skips the update and is counted; three in a row stop the run and name the rows.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aut.config import Schedule, Training
+from aut.contracts import Tracker
+from aut.errors import DataError
+from aut.files import digest_bytes
+from aut.progress import progress
+from aut.training import checkpoint
+from aut.training.checkpoint import State
+from aut.training.data import Batch, Loader
+from aut.training.engine import Engine
+from aut.training.plan import Plan, learning_rate
+from aut.units import DOMAINS
+
+LOG_EVERY = 10  # steps
+MAX_SKIPS = 3  # in a row
+SPIKE = 6.0  # standard deviations above the running mean
+SPIKE_AFTER = 50  # steps, before which the mean is no guide
+MEMORY = 0.98  # of the running mean, a step
+SPIKES_KEPT = 100
+STOPPED = 143  # exit code after SIGTERM
+
+
+@dataclass
+class Run:
+    """All that a loop needs; `what` names it in messages."""
+
+    what: str
+    engine: Engine
+    loader: Loader
+    plan: Plan
+    schedule: Schedule
+    training: Training
+    held_out: Sequence[dict[str, Any]]
+    work: Path
+    identity: str
+    seed: int
+    track: Tracker
+
+
+def train(run: Run) -> State:
+    """Trains to the plan's last step; SIGTERM makes a checkpoint and exits 143."""
+    state = _restore(run)
+    for row in (*state.log, *state.evals):
+        _report(run, row)
+    held_out = _held_out_batches(run)
+    clock = Clock()
+    with _stopping() as stop, progress(run.what, run.plan.steps - state.step) as advance:
+        for batch in clock.waiting(run.loader.steps(run.plan, state.step)):
+            _step(run, state, batch)
+            _log(run, state, clock)
+            if state.step % run.training.eval_every == 0 or state.step == run.plan.steps:
+                _evaluate(run, state, held_out)
+            stopped = bool(run.engine.total(torch.tensor(float(stop.is_set()))) > 0)
+            if stopped or state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps:
+                _save(run, state)
+            if stopped:
+                print(f"{run.what}: stopped at step {state.step}, checkpoint written", file=sys.stderr)  # noqa: T201
+                raise SystemExit(STOPPED)
+            advance(1, f"loss {state.log[-1]['loss']:.3f}" if state.log else "")
+    return state
+
+
+def _step(run: Run, state: State, batch: Batch) -> None:
+    """One optimiser step; `state` is moved on."""
+    engine, step = run.engine, state.step
+    torch.manual_seed((run.seed << 32) + step * engine.world + engine.rank)
+    run.engine.model.train()
+    engine.clear()
+    counts = [sum(m.tokens for m in batch.micros), len(batch.row_ids), batch.replaced, batch.seconds, batch.padded_s]
+    tokens, clips, replaced, valid_s, padded_s = engine.total(torch.tensor(counts, dtype=torch.float64)).tolist()
+    loss_G, tokens_G = engine.accumulate(batch.micros, tokens)
+    loss_G, tokens_G = engine.total(loss_G).tolist(), engine.total(tokens_G).tolist()
+    loss, norm = sum(loss_G) / tokens, engine.gradient_norm()
+    lr = learning_rate(run.schedule, step, run.plan.steps)
+    if math.isfinite(loss) and math.isfinite(norm):
+        engine.update(lr)
+        state.skipped_in_a_row = 0
+        _watch(run, state, batch, loss)
+        _add(state, loss_G, tokens_G, norm)
+    else:
+        _skip(run, state, batch, loss, norm)
+    state.step += 1
+    state.clips += int(clips)
+    state.tokens += int(tokens)
+    state.replaced += int(replaced)
+    state.valid_s += valid_s
+    state.padded_s += padded_s
+    state.ids_digest = digest_bytes(state.ids_digest.encode(), *(i.encode() for i in sorted(batch.row_ids)))
+    state.window["lr"] = lr
+
+
+def _skip(run: Run, state: State, batch: Batch, loss: float, norm: float) -> None:
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    said = f"step {state.step}: loss {loss:g}, gradient norm {norm:g}"
+    print(f"{run.what}: {said}: the update is skipped", file=sys.stderr)  # noqa: T201
+    if state.skipped_in_a_row >= MAX_SKIPS:
+        raise DataError(
+            f"{run.what}: {MAX_SKIPS} steps in a row were not finite; {said}; rows {', '.join(batch.row_ids)}",
+            "look at these rows, lower the learning rate, or train in fp32",
+        )
+
+
+def _watch(run: Run, state: State, batch: Batch, loss: float) -> None:
+    """Keeps the rows of a step whose loss is far above the running mean."""
+    if state.step >= SPIKE_AFTER:
+        deviation = math.sqrt(max(state.loss_square - state.loss_mean**2, 1e-12))
+        if loss > state.loss_mean + SPIKE * deviation:
+            print(f"{run.what}: loss {loss:.3f} at step {state.step} stands out", file=sys.stderr)  # noqa: T201
+            state.spikes.append({"step": state.step, "loss": loss, "ids": batch.row_ids})
+            del state.spikes[:-SPIKES_KEPT]
+    memory = min(MEMORY, 1.0 - 1.0 / (state.step + 1))
+    state.loss_mean = memory * state.loss_mean + (1.0 - memory) * loss
+    state.loss_square = memory * state.loss_square + (1.0 - memory) * loss**2
+
+
+def _add(state: State, loss_G: list[float], tokens_G: list[float], norm: float) -> None:
+    window = state.window
+    for domain, loss, tokens in zip(DOMAINS, loss_G, tokens_G, strict=True):
+        window[f"loss.{domain}"] = window.get(f"loss.{domain}", 0.0) + loss
+        window[f"tokens.{domain}"] = window.get(f"tokens.{domain}", 0.0) + tokens
+    window["norm"] = window.get("norm", 0.0) + norm
+    window["steps"] = window.get("steps", 0.0) + 1.0
+
+
+def _log(run: Run, state: State, clock: Clock) -> None:
+    """Every LOG_EVERY steps the means since the last row; rates go to the tracker only, for they differ each time."""
+    if state.step % LOG_EVERY and state.step != run.plan.steps:
+        return
+    window, row = state.window, {"step": float(state.step)}
+    if window.get("steps"):
+        row |= _by_domain("loss", window)
+        row |= {"lr": window["lr"], "grad_norm": window["norm"] / window["steps"]}
+        state.log.append(row)
+    rates = clock.rates(state)
+    rates["padding_percent"] = 100.0 * (1.0 - state.valid_s / max(state.padded_s, 1e-9))
+    rates |= {"replaced_clips": float(state.replaced), "skipped_steps": float(state.skipped)}
+    state.window = {}
+    _report(run, row | rates)
+
+
+def _by_domain(name: str, sums: dict[str, float]) -> dict[str, float]:
+    """Mean loss over all target tokens, and by domain where there are any."""
+    losses = [sums.get(f"loss.{d}", 0.0) for d in DOMAINS]
+    tokens = [sums.get(f"tokens.{d}", 0.0) for d in DOMAINS]
+    values = {name: sum(losses) / max(sum(tokens), 1.0)}
+    return values | {f"{name}_{d}": a / b for d, a, b in zip(DOMAINS, losses, tokens, strict=True) if b}
+
+
+def _held_out_batches(run: Run) -> list[Batch]:
+    """Held-out rows, decoded once, this process's share."""
+    size = max(run.schedule.batch, run.engine.world)
+    rows = run.held_out
+    return [run.loader.batch(i, rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def _evaluate(run: Run, state: State, batches: Sequence[Batch]) -> None:
+    """Loss on the held-out rows, all and by domain."""
+    run.engine.model.eval()
+    sums = torch.zeros(2, len(DOMAINS), dtype=torch.float64, device=run.engine.device)
+    for micro in (m for b in batches for m in b.micros):
+        found = run.engine.forward(micro)
+        sums += torch.stack([found.loss_G, found.tokens_G])
+    loss_G, tokens_G = run.engine.total(sums).tolist()
+    if not sum(tokens_G):
+        return
+    named = {f"loss.{d}": v for d, v in zip(DOMAINS, loss_G, strict=True)}
+    named |= {f"tokens.{d}": v for d, v in zip(DOMAINS, tokens_G, strict=True)}
+    state.evals.append({"step": float(state.step)} | _by_domain("eval_loss", named))
+    _report(run, state.evals[-1])
+
+
+def _report(run: Run, row: dict[str, float]) -> None:
+    if run.engine.rank == 0:
+        run.track.metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+
+def _save(run: Run, state: State) -> None:
+    if run.engine.rank == 0:
+        checkpoint.save(run.work, state, run.engine.save, run.training.keep_checkpoints)
+    run.engine.wait()
+
+
+def _restore(run: Run) -> State:
+    found = checkpoint.newest(run.work, run.identity)
+    if found is None:
+        return State(run.identity)
+    folder, state = found
+    run.engine.load(folder)
+    print(f"{run.what}: resumes at step {state.step} of {run.plan.steps}", file=sys.stderr)  # noqa: T201
+    return state
+
+
+class Clock:
+    """Rates since the last look, and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._at, self._waited = time.monotonic(), 0.0
+        self._clips: int | None = None
+        self._valid_s = 0.0
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time of each wait added up."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def rates(self, state: State) -> dict[str, float]:
+        now = time.monotonic()
+        took_s = max(now - self._at, 1e-9)
+        values = {"data_wait_percent": 100.0 * self._waited / took_s}
+        if self._clips is not None:
+            values["clips_per_s"] = (state.clips - self._clips) / took_s
+            values["audio_s_per_s"] = (state.valid_s - self._valid_s) / took_s
+        self._at, self._waited, self._clips, self._valid_s = now, 0.0, state.clips, state.valid_s
+        return values
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Set by SIGTERM, so that the step under way ends with a checkpoint. Signals reach the main thread only."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,169 @@
+"""Model: Whisper with its captioning loss as one module, at native length or padded.
+
+In    int16 waveforms and target ids of a micro-batch (aut/training/data.py)
+Out   summed token losses, by domain too; checkpoints in transformers' format
+Why   log-mel is computed inside the step, on the device, so that the loader moves waveforms (a tenth of the bytes of
+      float features would not matter, but a CPU core that computes them would). One module, so that data parallel
+      and ZeRO wrap the whole forward pass.
+      Price: none seen; features at native length cost less than moving padded ones.
+
+`B` clips, `T` samples, `M` mel bins, `F` frames, `L` target tokens, `D` width, `V` vocabulary, `G` domains.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from aut.audio.mel import log_mel
+from aut.config import ModelShape, Training
+from aut.encoders.whisper import decoder_forward, encoder_forward
+from aut.errors import MissingInput
+from aut.training.augment import Augment
+from aut.training.data import IGNORED, Micro
+from aut.training.tokenizer import EOT, NO_TIMESTAMPS, SOT, TRANSCRIBE
+from aut.units import DECODER_TOKENS, DOMAINS
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the target tokens of a micro-batch. `loss` carries the gradient."""
+
+    loss: Tensor
+    loss_G: Tensor  # without label smoothing, by domain
+    tokens_G: Tensor
+
+
+class Captioner(nn.Module):
+    """`whisper` is transformers' WhisperForConditionalGeneration; only its modules are used, not its forward."""
+
+    def __init__(self, whisper: Any, training: Training, augment: Augment) -> None:
+        super().__init__()
+        self.whisper = whisper
+        self._settings, self._augment = training, augment
+
+    def forward(self, micro: Micro, device: torch.device) -> Sums:
+        """Sums of cross-entropy over every target token: prompt, text and end."""
+        x_BT = torch.from_numpy(micro.x_BT).to(device, non_blocking=True).float() / 32767.0
+        n_B = torch.from_numpy(micro.n_B)
+        ids_BL = torch.from_numpy(micro.ids_BL).to(device, non_blocking=True)
+        targets_BL = torch.from_numpy(micro.targets_BL).to(device, non_blocking=True)
+        y_BLD = self._states(x_BT, n_B, ids_BL, micro.position_B)
+        counted_BL = targets_BL != IGNORED
+        logits_NV = self.whisper.proj_out(y_BLD[counted_BL]).float()
+        targets_N = targets_BL[counted_BL]
+        plain_N = cross_entropy(logits_NV, targets_N, reduction="none")
+        smoothing = self._settings.label_smoothing if self.training else 0.0
+        loss = plain_N.sum()
+        if smoothing:
+            loss = cross_entropy(logits_NV, targets_N, reduction="sum", label_smoothing=smoothing)
+        domain_N = torch.from_numpy(micro.domain_B).to(device)[:, None].expand_as(targets_BL)[counted_BL]
+        zeros_G = torch.zeros(len(DOMAINS), device=device, dtype=torch.float64)
+        loss_G = zeros_G.index_add(0, domain_N, plain_N.detach().double())
+        tokens_G = zeros_G.index_add(0, domain_N, torch.ones_like(plain_N, dtype=torch.float64))
+        return Sums(loss, loss_G, tokens_G)
+
+    def _states(self, x_BT: Tensor, n_B: Tensor, ids_BL: Tensor, position_B: np.ndarray[Any, Any]) -> Tensor:
+        model, padded = self.whisper.model, self._settings.length == "padded"
+        if self.training:
+            x_BT = self._augment.gain(x_BT, position_B)
+        mel_BMF, _ = log_mel(x_BT, n_B, model.config.num_mel_bins, padded)
+        if self.training:
+            mel_BMF = self._augment.masks(mel_BMF, n_B, position_B)
+        again = self._settings.activation_checkpointing
+        frames_B = None if padded else (n_B + 159) // 160  # on the host, where counting costs no wait
+        h_BFD, f_B = encoder_forward(model.encoder, mel_BMF, frames_B, checkpointing=again)
+        return decoder_forward(model.decoder, ids_BL, h_BFD, None if padded else f_B, checkpointing=again)
+
+
+def new_whisper(shape: ModelShape, folder: Path, language: str, seed: int) -> Any:
+    """An untrained Whisper of `shape` for the tokenizer in `folder`; weights from `seed`, sinusoidal positions."""
+    from tokenizers import Tokenizer
+    from transformers.models.whisper.configuration_whisper import WhisperConfig
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end, start = tokenizer.token_to_id(EOT), tokenizer.token_to_id(SOT)
+    config = WhisperConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        num_mel_bins=shape.mels,
+        d_model=shape.d_model,
+        encoder_layers=shape.encoder_layers,
+        decoder_layers=shape.decoder_layers,
+        encoder_attention_heads=shape.heads,
+        decoder_attention_heads=shape.heads,
+        encoder_ffn_dim=4 * shape.d_model,
+        decoder_ffn_dim=4 * shape.d_model,
+        max_target_positions=DECODER_TOKENS,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
+    )
+    whisper = random_whisper(config, seed)
+    generation = whisper.generation_config
+    generation.update(
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
+        max_length=DECODER_TOKENS,
+    )
+    generation.is_multilingual = True
+    generation.lang_to_id = {f"<|{language}|>": tokenizer.token_to_id(f"<|{language}|>")}
+    generation.task_to_id = {"transcribe": tokenizer.token_to_id(TRANSCRIBE)}
+    generation.no_timestamps_token_id = tokenizer.token_to_id(NO_TIMESTAMPS)
+    generation.language, generation.task = language, "transcribe"
+    return whisper
+
+
+def random_whisper(config: Any, seed: int) -> Any:
+    """A Whisper of `config` with transformers' own initialisation, from `seed`."""
+    from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
+
+    torch.manual_seed(seed)
+    return WhisperForConditionalGeneration(config)
+
+
+def open_whisper(folder: Path) -> Any:
+    """The model in a checkpoint folder, float32. MissingInput where there are no weights."""
+    from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
+
+    if not any(folder.glob("*.safetensors")):
+        raise MissingInput(f"{folder} holds no model.safetensors", "run `aut base base`, or name a folder with weights")
+    with quiet():
+        return WhisperForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+
+
+def save_whisper(whisper: Any, folder: Path) -> None:
+    """config.json, generation_config.json, model.safetensors."""
+    with quiet():
+        whisper.save_pretrained(folder)
+
+
+class quiet:  # noqa: N801 - reads as a statement
+    """Keeps transformers' progress bars off stderr: a small model loads in no time, a large one has ours."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._was = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        if self._was and sys.stderr.isatty():
+            logging.enable_progress_bar()
