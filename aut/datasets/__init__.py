@@ -1,0 +1,90 @@
+"""Corpora: one file a layout, found by name; a module is imported only when it is asked for.
+
+A module holds `CARD` and `clips(root, **options) -> Iterator[Clip]` in an order that depends on the corpus only;
+`prepare(root, **options)` where the corpus is generated; `matches(root) -> bool` where a folder can be recognised.
+Files whose names start with an underscore help others. An adapter that meets a row which must not be read lists it
+all the same, as `refused(...)`: it then lands in the quarantine with its reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from aut.contracts import Clip, Dataset
+from aut.errors import ConfigError, DataError, MissingInput
+
+
+def names() -> list[str]:
+    """Layouts that can be read, sorted; nothing is imported."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def open_dataset(name: str) -> Dataset:
+    """The module of that name. ConfigError lists the names where there is none."""
+    if name not in names():
+        raise ConfigError(f"no dataset '{name}'", f"choose one of {', '.join(names())}")
+    return cast(Dataset, import_module(f"{__name__}.{name}"))
+
+
+def list_clips(name: str, root: Path, options: Mapping[str, Any]) -> Iterator[Clip]:
+    """Clips of a corpus, its options checked. ConfigError for the options, MissingInput for the root."""
+    dataset = open_dataset(name)
+    check_options(name, options)
+    if not root.is_dir():
+        raise MissingInput(f"the corpus folder {root} is missing", "set AUT_DATA, or mend the source's path in params")
+    return dataset.clips(root, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """ConfigError where the adapter takes no such option, or needs one that is not given."""
+    known = list(inspect.signature(open_dataset(name).clips).parameters.values())[1:]
+    takes = ", ".join(p.name for p in known) or "none"
+    if unknown := sorted(set(options) - {p.name for p in known}):
+        raise ConfigError(f"dataset {name} has no option '{unknown[0]}'", f"it takes: {takes}")
+    if missing := [p.name for p in known if p.default is p.empty and p.name not in options]:
+        raise ConfigError(f"dataset {name} needs the option '{missing[0]}'", f"it takes: {takes}")
+
+
+def prepare(name: str, root: Path, options: Mapping[str, Any]) -> None:
+    """Writes what is missing of a generated corpus; nothing for the others."""
+    check_options(name, options)
+    if is_generated(name):
+        cast(Any, open_dataset(name)).prepare(root, **options)
+
+
+def is_generated(name: str) -> bool:
+    return hasattr(open_dataset(name), "prepare")
+
+
+def refused(key: str, uri: str, reason: str, detail: str) -> Clip:
+    """A row that must not be read: `index` quarantines it."""
+    return Clip(key=key, uri=uri, extra={"refused": reason, "detail": detail})
+
+
+def needs(path: Path, what: str) -> Path:
+    """`path`, or DataError that names the file which makes the folder a corpus of this layout."""
+    if not path.exists():
+        raise DataError(f"{path} is missing, so this is no {what}", "give the folder that the download unpacks to")
+    return path
+
+
+def choice(option: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"option {option} is '{value}'", f"choose one of {', '.join(map(str, known))}")
+
+
+AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
+
+
+def audio_files(folder: Path) -> Iterator[Path]:
+    """Audio files below, by extension, sorted folder by folder; hidden names are left out."""
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        if path.is_dir():
+            yield from audio_files(path)
+        elif path.suffix.lower() in AUDIO:
+            yield path

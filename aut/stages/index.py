@@ -1,0 +1,341 @@
+"""Index: reads a corpus, one row a clip; what cannot be used goes to the quarantine with a reason.
+
+In    data/corpora/<source>.json (`aut sources scan`), the corpus below AUT_DATA (generated ones are written first)
+Out   data/index/<role>/<source>/: part-*.parquet sorted by id, quarantine.parquet, summary.json;
+      data/fingerprints/<role>/<source>/: part-*.parquet, the same rows in the same order
+Why   a clip is decoded once, for its duration, content hash and fingerprint. Blocks of clips go to any Executor and
+      come back as Parquet bytes, kept in AUT_WORK: a kill -9 loses the blocks in flight. Sorting is by distribution
+      (splitters from a sample of ids), so memory is a part, whatever the corpus' size.
+      Price: the corpus is listed twice (ids are checked before anything is decoded), blocks are written twice.
+Run   aut index SOURCE
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aut
+from aut.config import Params
+from aut.contracts import INDEX_SCHEMA, Clip, Tracker
+from aut.datasets import list_clips, prepare
+from aut.datasets._rows import Policy, read_block
+from aut.errors import DataError, GateError, MissingInput
+from aut.files import digest_file, digest_json, locked, read_json, replacing, write_bytes, write_json
+from aut.layout import Layout
+from aut.progress import progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BLOCK = 256  # clips: one call of the executor, one file that survives a kill
+PART = 50_000  # rows of a part, about: 125 bytes of fingerprint a second make it 60 MB for 10-s clips
+SAMPLE = 16  # every so many rows of a block enter the sample that parts are cut by
+ALONE = 600  # clips: below, starting workers costs more than it saves
+QUARANTINE = ["id", "uri", "reason", "detail"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One source on its way: where it is read from, what decides its rows, where finished blocks are kept."""
+
+    source: str
+    dataset: str
+    root: Path
+    options: Mapping[str, Any]
+    policy: Policy
+    folder: Path
+
+    def clips(self) -> Iterator[Clip]:
+        return list_clips(self.dataset, self.root, self.options)
+
+    def block(self, number: int) -> Path:
+        return self.folder / "blocks" / f"{number:06d}.parquet"
+
+
+def index(
+    params: Params, layout: Layout, track: Tracker, source: str, executor: Executor | None = None
+) -> dict[str, float | int | str]:
+    """Writes `layout.index` and `layout.fingerprints` of a source.
+
+    `executor` reads the blocks (processes here by default, a Dask cluster's `get_executor()` elsewhere): same bytes.
+    Raises DataError for two clips of one id, GateError where index.quarantine_max_fraction is passed, Busy where
+    another process indexes the same corpus.
+    """
+    work = _work(params, layout, source)
+    with locked(work.folder / "lock", f"indexing {source}"):
+        prepare(work.dataset, work.root, work.options)
+        total = _check_ids(work)
+        _read(work, total, executor)
+        report = _write(work, layout, params, total)
+        shutil.rmtree(work.folder / "blocks")
+    folder = layout.index(params.sources[source].role, source)
+    track.params({f"index.{k}": str(v) for k, v in params.index.model_dump().items()})
+    track.dataset(source, report["digest"], report["clips"], folder)
+    track.artifact(folder / "summary.json", f"index/{source}")
+    return _metrics(report)
+
+
+def _work(params: Params, layout: Layout, source: str) -> Work:
+    if source not in params.sources:
+        raise DataError(f"params name no source '{source}'", f"choose one of {', '.join(sorted(params.sources))}")
+    s = params.sources[source]
+    inventory = layout.corpus(source)
+    if not inventory.exists():
+        raise MissingInput(f"{inventory} is missing", f"run `aut sources scan {source}`")
+    root = layout.corpus_root(s.dataset, s.path)
+    policy = Policy.of(source, s, params.index)
+    # The root is no identity of the index, but blocks read from another copy of the corpus are not reused.
+    key = digest_json([source, s.model_dump(), policy.identity(), read_json(inventory)["digest"], str(root), _code()])
+    return Work(source, s.dataset, root, s.options, policy, layout.work / "index" / f"{source}-{key[:16]}")
+
+
+def _code() -> list[str]:
+    """Digest of each file that decides what a block holds: blocks of an older version are not reused."""
+    package = Path(aut.__file__).parent
+    files = [Path(__file__), *(p for folder in ("audio", "datasets") for p in (package / folder).glob("*.py"))]
+    return [digest_file(p) for p in sorted(files)]
+
+
+# --- listing ------------------------------------------------------------------------------------------------------
+
+
+def _check_ids(work: Work) -> int:
+    """Number of clips, once no two have one id. 8 bytes a clip, so that 20M fit; DataError names both files."""
+    import numpy as np
+
+    with progress(f"list {work.source}", None) as advance:
+        counted = (_tick(_id_hash(clip.key), advance) for clip in work.clips())
+        ids = np.fromiter(counted, dtype=np.uint64)
+    if not len(ids):
+        raise DataError(f"{work.root} holds no clip for source {work.source}", f"try `aut sources check {work.source}`")
+    total = len(ids)
+    ids.sort()
+    twice = {int(i) for i in ids[1:][ids[1:] == ids[:-1]]}
+    del ids
+    seen: dict[str, Clip] = {}
+    for clip in work.clips() if twice else ():
+        if _id_hash(clip.key) in twice:
+            first = seen.setdefault(clip.key, clip)
+            if first is not clip:
+                raise DataError(
+                    f"two clips have the id {work.source}/{clip.key}: {_where(first)} and {_where(clip)}",
+                    "give each row a key of its own",
+                )
+    return total
+
+
+def _tick(value: int, advance: Any) -> int:
+    advance(1)
+    return value
+
+
+def _id_hash(key: str) -> int:
+    from hashlib import blake2b
+
+    return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+def _where(clip: Clip) -> str:
+    member = "" if clip.offset_b is None else f" at byte {clip.offset_b:,}"
+    cut = f" from {clip.start_s:g} s" if clip.length_s is not None else ""
+    return f"{clip.uri}{member}{cut}"
+
+
+# --- reading, block by block --------------------------------------------------------------------------------------
+
+
+def _read(work: Work, total: int, executor: Executor | None) -> None:
+    """Writes each block that is not there yet; at most two blocks a worker are in flight."""
+    with progress(f"index {work.source}", total) as advance, _runner(total, executor) as (run, ahead):
+        flying: dict[Future[bytes], tuple[int, int]] = {}
+        try:
+            for number, block in enumerate(_blocks(work.clips())):
+                if work.block(number).exists():
+                    advance(len(block))
+                elif run is None:
+                    write_bytes(work.block(number), read_block(str(work.root), block, work.policy))
+                    advance(len(block))
+                else:
+                    flying[run.submit(read_block, str(work.root), block, work.policy)] = (number, len(block))
+                    if len(flying) >= ahead:
+                        _land(work, flying, advance)
+            while flying:
+                _land(work, flying, advance)
+        except BrokenExecutor as error:
+            numbers = ", ".join(str(n) for n, _ in sorted(flying.values()))
+            raise DataError(
+                f"a worker died while it read {work.source}, one of the blocks {numbers} ({BLOCK} clips each)",
+                "free some memory, or find the file that kills the decoder; finished blocks are kept, run it again",
+            ) from error
+        finally:
+            for future in flying:
+                future.cancel()
+
+
+def _land(work: Work, flying: dict[Future[bytes], tuple[int, int]], advance: Any) -> None:
+    done, _ = wait(flying, return_when=FIRST_COMPLETED)
+    for future in done:
+        number, clips = flying[future]
+        write_bytes(work.block(number), future.result())
+        del flying[future]
+        advance(clips)
+
+
+def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+    listing = iter(clips)
+    while block := list(islice(listing, BLOCK)):
+        yield block
+
+
+@contextmanager
+def _runner(total: int, executor: Executor | None) -> Iterator[tuple[Executor | None, int]]:
+    """(executor or None for this process, blocks in flight)."""
+    if executor is not None:
+        yield executor, 2 * (getattr(executor, "_max_workers", None) or 32)
+        return
+    workers = min(len(os.sched_getaffinity(0)), -(-total // BLOCK))
+    if workers < 2 or total < ALONE:
+        yield None, 0
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        yield processes, 2 * workers
+
+
+# --- sorting, writing ---------------------------------------------------------------------------------------------
+
+
+def _write(work: Work, layout: Layout, params: Params, total: int) -> dict[str, Any]:
+    """Both outs and the summary. The gate is judged before either is replaced."""
+    blocks = [work.block(n) for n in range(-(-total // BLOCK))]
+    role = params.sources[work.source].role
+    with _rows_by_part(work, blocks) as parts, ExitStack() as drafts:
+        out = drafts.enter_context(replacing(layout.index(role, work.source)))
+        sound = drafts.enter_context(replacing(layout.fingerprints(role, work.source)))
+        report = _write_parts(parts, out, sound)
+        limit = params.index.quarantine_max_fraction
+        if report["quarantined"] > limit * total or not report["clips"]:
+            kept = work.folder / "quarantine.parquet"
+            write_bytes(kept, (out / "quarantine.parquet").read_bytes())
+            raise GateError(_refusal(work, report, total, limit, kept), "mend these, or raise the limit")
+        write_json(out / "summary.json", {"source": work.source, "role": role, **report})
+    return report
+
+
+def _refusal(work: Work, report: Mapping[str, Any], total: int, limit: float, kept: Path) -> str:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(report["reasons"].items()))
+    return (
+        f"{report['quarantined']} of {total} clips of {work.source} cannot be used ({reasons}); "
+        f"index.quarantine_max_fraction is {limit:g}; see {kept}"
+    )
+
+
+@contextmanager
+def _rows_by_part(work: Work, blocks: list[Path]) -> Iterator[Iterator[pl.DataFrame]]:
+    """Frames of about PART rows that follow each other in the order of ids, quarantined rows included."""
+    import numpy as np
+    import polars as pl
+
+    sample = pl.concat([pl.read_parquet(b, columns=["id"]).get_column("id").gather_every(SAMPLE) for b in blocks])
+    parts = max(1, round(len(blocks) * BLOCK / PART))
+    if parts == 1:
+        yield iter([pl.read_parquet(blocks).sort("id")])
+        return
+    splitters = sample.sort()[[len(sample) * p // parts for p in range(1, parts)]].unique().sort()
+    folder = work.folder / "parts"
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, block in enumerate(blocks):
+        rows = pl.read_parquet(block)
+        part = np.asarray(splitters.search_sorted(rows.get_column("id"), side="right"))
+        for p in np.unique(part):
+            (folder / f"{p:05d}").mkdir(parents=True, exist_ok=True)
+            rows.filter(part == p).write_ipc(folder / f"{p:05d}" / f"{number:06d}.arrow", compression="zstd")
+    try:
+        yield (_joined(p) for p in sorted(folder.iterdir()))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _joined(folder: Path) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.concat([pl.read_ipc(p) for p in sorted(folder.iterdir())]).sort("id")
+
+
+def _write_parts(parts: Iterator[pl.DataFrame], out: Path, sound: Path) -> dict[str, Any]:
+    import polars as pl
+
+    tally, quarantine, number = _Tally(), [], 0
+    for rows in parts:
+        bad = rows.filter(pl.col("reason").is_not_null())
+        good = rows.filter(pl.col("reason").is_null())
+        quarantine.append(bad.select(QUARANTINE))
+        tally.add(good, bad)
+        if len(good):
+            name = f"part-{number:05d}.parquet"
+            _write_parquet(good.select(list(INDEX_SCHEMA)), out / name)
+            _write_parquet(good.select("id", "fingerprint"), sound / name)
+            tally.digest_of(out / name)
+            number += 1
+    _write_parquet(pl.concat(quarantine), out / "quarantine.parquet")
+    return tally.report()
+
+
+def _write_parquet(rows: pl.DataFrame, path: Path) -> None:
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, compression="zstd", row_group_size=16_384)
+    write_bytes(path, buffer.getvalue())
+
+
+class _Tally:
+    """What the summary says, added up part by part; 8 bytes a row for counting texts that occur more than once."""
+
+    def __init__(self) -> None:
+        self._clips, self._seconds, self._digests = 0, 0.0, [""]
+        self._by: dict[str, Counter[str]] = {c: Counter() for c in ("reason", "text_origin", "licence", "split")}
+        self._labels: Counter[str] = Counter()
+        self._texts: list[Any] = []
+
+    def add(self, good: pl.DataFrame, bad: pl.DataFrame) -> None:
+        self._clips += len(good)
+        self._seconds += float(good.get_column("duration_s").sum())
+        for column, counter in (*self._by.items(), ("label", self._labels)):
+            counts = (bad if column == "reason" else good).get_column(column).drop_nulls().value_counts()
+            counter.update(dict(counts.iter_rows()))
+        self._texts.append(good.get_column("text").drop_nulls().hash(seed=0).to_numpy())
+
+    def digest_of(self, part: Path) -> None:
+        self._digests.append(digest_file(part))
+
+    def report(self) -> dict[str, Any]:
+        import numpy as np
+
+        texts = np.concatenate(self._texts) if self._texts else np.zeros(0)
+        return {
+            "clips": self._clips,
+            "hours": round(self._seconds / 3600, 6),
+            "quarantined": self._by["reason"].total(),
+            "reasons": dict(self._by["reason"]),
+            "texts": len(texts),
+            "texts_repeated": len(texts) - len(np.unique(texts)),
+            "text_origins": dict(self._by["text_origin"]),
+            "licences": dict(self._by["licence"]),
+            "splits": dict(self._by["split"]),
+            "labels": len(self._labels),
+            "digest": digest_json(self._digests),
+        }
+
+
+def _metrics(report: Mapping[str, Any]) -> dict[str, float | int | str]:
+    names = ("clips", "hours", "quarantined", "texts_repeated", "labels", "digest")
+    return {**{n: report[n] for n in names}, **{f"quarantined_{r}": n for r, n in report["reasons"].items()}}
