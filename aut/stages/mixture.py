@@ -267,9 +267,8 @@ def _write_source(folder: Path, pool: Pool, plan: Plan, params: Params, blocked:
 
 
 def _taken(pool: Pool, threshold: int) -> Iterator[tuple[pa.Table, U64]]:
-    """Taken rows and their keys, in blocks that cross no index part."""
+    """Taken rows and their keys, a block of rows at a time."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     held: list[pa.Table] = []
     held_keys: list[U64] = []

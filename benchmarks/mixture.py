@@ -1,0 +1,150 @@
+"""Mixture: select 20M of 24.5M rows with 100,000 blocked; digest, stats and parts written.
+
+In    a synthetic index (benchmarks/pool.py), made first and not timed
+Out   rows_per_s, peak_rss_gb of the stage's own process; ratio_hf, ratio_lhotse where the peers are installed
+Why   peers mix one row at a time in Python; the stage works on columns. Peers write a smaller number of rows of the
+      same columns in the same run, and are compared by rows a second: both are linear in rows.
+Run   python -m benchmarks.mixture [--quick] [--keep FOLDER]; peers: see benchmarks/peers/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aut.contracts import Silent
+from aut.layout import Layout
+from aut.units import Domain
+from benchmarks import pool
+
+HERE = Path(__file__).parent
+RUN_DATE = "2026-11-23"
+FULL: dict[Domain, dict[str, int]] = {
+    "speech": {"s0": 9_000_000, "s1": 5_000_000, "s2": 3_000_000, "s3": 1_600_000, "s4": 1_000_000},
+    "environment": {"e0": 2_000_000, "e1": 450_000},
+    "music": {"m0": 1_500_000, "m1": 950_000},
+}
+ROWS, BLOCKED, PARTS = 20_000_000, 100_000, 256
+QUICK = 50  # --quick: a 50th of everything
+PEER_ROWS = {True: 20_000, False: 100_000}
+
+
+def build(root: Path, shrink: int) -> Layout:
+    """The index and blocklist at 1 / `shrink` of the full size."""
+    layout = Layout(root)
+    wanted = [(layout, d, n, rows // shrink) for d, names in FULL.items() for n, rows in names.items()]
+    with ProcessPoolExecutor() as workers:
+        for done in [workers.submit(pool.source, *w) for w in wanted]:
+            done.result()
+    step = sum(rows for *_, rows in wanted) // (BLOCKED // shrink)
+    pool.block(layout, [pool.clip_id(n, r) for _, _, n, rows in wanted for r in range(0, rows, step)])
+    return layout
+
+
+def stage(root: Path, shrink: int) -> dict[str, float]:
+    """Runs the stage in this process: seconds and peak memory of it."""
+    from aut.stages.mixture import mixture
+
+    params = pool.params(
+        {d: list(n) for d, n in FULL.items()}, rows=ROWS // shrink, window=100, parts=max(4, PARTS // shrink)
+    )
+    start = time.perf_counter()
+    mixture(params, Layout(root), Silent())
+    took = time.perf_counter() - start
+    return {"took_s": took, "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def apart(root: Path, shrink: int) -> dict[str, float]:
+    """`stage` in a fresh interpreter, so that peak memory is the stage's alone."""
+    code = f"import json; from benchmarks.mixture import *; print(json.dumps(stage(Path({str(root)!r}), {shrink})))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, cwd=HERE.parent)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def peers(root: Path, rows: int) -> dict[str, float]:
+    """Rows a second of each peer that its interpreter can import; missing ones are named on stderr."""
+    python = Path(os.environ.get("AUT_PEERS") or HERE / "peers/.venv") / "bin/python"
+    found: dict[str, float] = {}
+    for name in ("hf", "lhotse"):
+        if not python.exists():
+            print(f"peer missing: {name} (see benchmarks/peers/README.md)", file=sys.stderr)
+            continue
+        script = HERE / "peers" / f"mix_{name}.py"
+        done = subprocess.run([python, script, root, str(rows)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"peer missing: {name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            continue
+        found[name] = float(json.loads(done.stdout.splitlines()[-1])["rows_per_s"])
+    return found
+
+
+def main() -> None:
+    args = _arguments()
+    shrink = QUICK if args.quick else 1
+    with tempfile.TemporaryDirectory() as temporary:
+        root = args.keep or Path(temporary)
+        start = time.perf_counter()
+        if not (root / "data/screen/blocklist.parquet").exists():
+            build(root, shrink)
+        print(f"index made in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        own = apart(root, shrink)
+        print(f"mixture: {own['took_s']:.1f} s", file=sys.stderr)
+        other = peers(root, PEER_ROWS[args.quick])
+    rate = ROWS // shrink / own["took_s"]
+    figures = {
+        "rows_per_s": round(rate),
+        "peak_rss_gb": round(own["peak_rss_gb"], 3),
+        "took_s": round(own["took_s"], 2),
+    }
+    figures |= {f"ratio_{name}": round(rate / theirs, 1) for name, theirs in other.items()}
+    result = {"bench": "mixture", "figures": figures}
+    if not args.quick:
+        _keep(result, other, args.note)
+    print(json.dumps(result))
+
+
+def _keep(result: dict[str, Any], other: dict[str, float], note: str) -> None:
+    import numpy
+    import pyarrow
+
+    record = result | {
+        "command": "python -m benchmarks.mixture",
+        "rows": {"pool": sum(sum(n.values()) for n in FULL.values()), "selected": ROWS, "blocked": BLOCKED},
+        "parts": PARTS,
+        "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
+        "load_average_1min": round(os.getloadavg()[0], 1),
+        "versions": {"python": platform.python_version(), "pyarrow": pyarrow.__version__, "numpy": numpy.__version__},
+        "peer": other or "none installed: no ratio measured",
+        "note": note,
+    }
+    (HERE / "results" / f"{RUN_DATE}-mixture.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="a 50th of the rows, no result file")
+    parser.add_argument("--keep", type=Path, help="folder that keeps index and mixture, and is used again")
+    parser.add_argument("--note", default="", help="a sentence for the result file: what else the machine did")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
