@@ -202,9 +202,7 @@ def published(level: float = 0.95) -> list[dict[str, Any]]:
         row |= {"diff": (after - before) / clips, "h": cohen_h(after / clips, before / clips)}
         rows.append(row | {"p": two_proportions(after, clips, before, clips)})
     adjusted = holm([r["p"] for r in rows])
-    return [
-        r | {"p_holm": float(p), "significant": bool(p < 1 - level)} for r, p in zip(rows, adjusted, strict=True)
-    ]
+    return [r | {"p_holm": float(p), "significant": bool(p < 1 - level)} for r, p in zip(rows, adjusted, strict=True)]
 
 
 def _studentised(sums_G: Floats, sizes_G: Floats, resamples: int, seed: int) -> tuple[float, float, Floats]:
