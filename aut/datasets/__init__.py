@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +71,12 @@ def needs(path: Path, what: str) -> Path:
     if not path.exists():
         raise DataError(f"{path} is missing, so this is no {what}", "give the folder that the download unpacks to")
     return path
+
+
+def columns_of(table: Path, header: Sequence[str] | None, wanted: Iterable[str]) -> None:
+    """DataError naming the table and the column that it lacks."""
+    if missing := [c for c in wanted if c not in (header or ())]:
+        raise DataError(f"{table} has no column '{missing[0]}'", f"its columns are {', '.join(header or ()) or 'none'}")
 
 
 def choice(option: str, value: Any, known: tuple[Any, ...]) -> None:

@@ -1,0 +1,232 @@
+"""Table: a CSV, TSV, JSONL or Parquet file with a row a clip; the options say which column is what.
+
+In    options.file, and the audio that its rows name, relative to options.audio
+Why   most corpora are a table beside a folder. A mapping in params reads them without code; what a table does not say
+      (licence, split, recording) is a constant, or a column of a second table.
+Price CSV and JSONL stream; a joined table is held in memory.
+Run   aut sources check PATH --dataset table
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aut.contracts import Card, Clip
+from aut.datasets import choice, columns_of, needs, refused
+from aut.datasets._captions import TEMPLATES, fill
+from aut.errors import ConfigError, DataError
+
+CARD = Card(
+    name="table",
+    title="A table with a row a clip",
+    licence="given by a column or options.constants",
+    citation="the corpus' own",
+    domain=None,
+)
+EXTRA = ("freesound_id", "youtube_id")
+FIELDS = (
+    "uri", "key", "text", "text_origin", "label", "split", "source_id", "licence", "start_s", "length_s", *EXTRA
+)  # fmt: skip
+NAMES: dict[str, tuple[str, ...]] = {
+    "uri": ("uri", "filename", "file", "path", "file_name", "audio_filepath"),
+    "key": ("key",),
+    "text": ("text", "caption", "sentence", "transcript"),
+    "label": ("label", "category", "class"),
+    "split": ("split", "fold_or_split", "fold"),
+    "source_id": ("source_id",),
+    "licence": ("licence", "license"),
+    "freesound_id": ("freesound_id",),
+    "youtube_id": ("youtube_id",),
+}
+"""Columns that are taken where options.columns is not given: the first of each that the table has."""
+
+Row = dict[str, Any]
+
+
+def clips(
+    root: Path,
+    file: str,
+    columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None = None,
+    formats: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    join: Sequence[Mapping[str, str]] | None = None,
+    templates: Sequence[str] | None = None,
+    label_kind: str | None = None,
+    audio: str = "",
+) -> Iterator[Clip]:
+    """Rows in the table's order.
+
+    columns      field -> column; null: the columns whose names say so (NAMES)
+    constants    field -> value for every row, where the column says nothing
+    formats      field -> text with {}, around the value: {split: "fold{}"}
+    where        column -> value, or list of values, of the rows to read; null stands for an empty cell
+    join         [{file, left, right}]: columns of a second table, as `<its stem>.<column>`, where its column `right`
+                 equals ours `left`
+    templates    captions for rows without text; {label} and {a_label} are filled in, one is picked by the row's hash
+    label_kind   sound, instrument, genre, word ...: which of the built-in templates fit; null: the domain's
+    audio        folder, below root, that the uri column starts at
+
+    Raises ConfigError for options, DataError naming file and column, or file and line.
+    """
+    if label_kind is not None:
+        choice("label_kind", label_kind, tuple(TEMPLATES))
+    for option, given in (("columns", columns), ("constants", constants), ("formats", formats)):
+        if unknown := sorted(set(given or {}) - set(FIELDS)):
+            raise ConfigError(f"option {option} names '{unknown[0]}'", f"the fields are {', '.join(FIELDS)}")
+    _check_templates(templates)
+    path = needs(root / file, "table")
+    joined = [_joined(root, j) for j in join or ()]
+    header = [*_header(path), *(name for _, _, names in joined for name in names)]
+    mapping = dict(columns) if columns is not None else _named(header)
+    if "uri" not in mapping:
+        raise DataError(f"{path} has no column that names the audio file", "say which in options.columns.uri")
+    columns_of(path, header, (*mapping.values(), *(where or {}), *(left for left, _, _ in joined)))
+    for number, row in enumerate(_rows(path), start=1):
+        for left, rows, _ in joined:
+            row |= rows.get(_cell(row, left) or "", {})
+        if all(_cell(row, c) in _values(v) for c, v in (where or {}).items()):
+            yield _clip(row, number, mapping, constants or {}, formats or {}, templates, label_kind, audio)
+
+
+def _clip(
+    row: Row,
+    number: int,
+    mapping: Mapping[str, str],
+    constants: Mapping[str, str],
+    formats: Mapping[str, str],
+    templates: Sequence[str] | None,
+    label_kind: str | None,
+    audio: str,
+) -> Clip:
+    cells = {f: v for f, c in mapping.items() if (v := _cell(row, c)) is not None}
+    known = dict(constants) | {f: formats.get(f, "{}").format(v) for f, v in cells.items()}
+    if "uri" not in known:
+        return refused(f"row-{number}", "", "missing", f"row {number} names no file")
+    try:
+        start_s = float(known.get("start_s", 0.0))
+        length_s = float(known["length_s"]) if "length_s" in known else None
+    except ValueError:
+        return refused(f"row-{number}", known["uri"], "bad_cut", f"row {number}: start_s or length_s is no number")
+    cut = f"@{start_s:g}" if start_s or length_s is not None else ""
+    key, text, label = known.get("key", known["uri"] + cut), known.get("text"), known.get("label")
+    origin = known.get("text_origin", "human") if text is not None else "none"
+    if text is None and templates:
+        text, origin = fill(templates, label or "", key), "template"
+    return Clip(
+        key=key,
+        uri=f"{audio}/{known['uri']}" if audio else known["uri"],
+        text=text,
+        text_origin=origin,
+        label=label,
+        split=known.get("split", ""),
+        source_id=known.get("source_id", ""),
+        licence=known.get("licence", ""),
+        start_s=start_s,
+        length_s=length_s,
+        extra={f: known[f] for f in EXTRA if f in known} | ({"label_kind": label_kind} if label_kind else {}),
+    )
+
+
+def _named(header: Sequence[str]) -> dict[str, str]:
+    found = {field: next((n for n in names if n in header), None) for field, names in NAMES.items()}
+    return {field: name for field, name in found.items() if name}
+
+
+def _check_templates(templates: Sequence[str] | None) -> None:
+    for template in templates or ():
+        try:
+            fill([template], "label", "")
+        except (KeyError, IndexError, ValueError):
+            raise ConfigError(
+                f"option templates holds '{template}'", "only {label} and {a_label} can be filled in"
+            ) from None
+
+
+def _cell(row: Row, column: str) -> str | None:
+    """Text of a cell; None where it is empty."""
+    value = row.get(column)
+    return None if value is None or str(value).strip() == "" else str(value)
+
+
+def _values(wanted: Any) -> set[str | None]:
+    return {None if v is None else str(v) for v in (wanted if isinstance(wanted, list | tuple) else [wanted])}
+
+
+def _joined(root: Path, join: Mapping[str, str]) -> tuple[str, dict[str, Row], list[str]]:
+    """(our column, their rows by key, names of their columns)."""
+    if set(join) != {"file", "left", "right"}:
+        raise ConfigError(f"option join has the keys {', '.join(join)}", "it takes file, left and right")
+    path = needs(root / join["file"], "table")
+    names = _header(path)
+    columns_of(path, names, (join["right"],))
+    rows = {_cell(r, join["right"]) or "": {f"{path.stem}.{k}": v for k, v in r.items()} for r in _rows(path)}
+    return join["left"], rows, [f"{path.stem}.{name}" for name in names]
+
+
+# --- the formats --------------------------------------------------------------------------------------------------
+
+
+def _header(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(path).names)
+    if path.suffix in (".jsonl", ".json"):  # keys may come and go: those of the first rows count
+        first = [row for row, _ in zip(_rows(path), range(100), strict=False)]
+        return list(dict.fromkeys(key for row in first for key in row))
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        return next(csv.reader(f, delimiter=_delimiter(path)), [])
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+    elif path.suffix in (".jsonl", ".json"):
+        yield from _jsonl(path)
+    elif path.suffix in (".csv", ".tsv", ".txt"):
+        yield from _csv(path)
+    else:
+        raise ConfigError(f"option file is '{path.name}'", "give a .csv, .tsv, .jsonl or .parquet file")
+
+
+def _delimiter(path: Path) -> str:
+    return "," if path.suffix == ".csv" else "\t"
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        reader = csv.DictReader(f, delimiter=_delimiter(path))
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} cells")
+                yield dict(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, after line {reader.line_num}: {error}", "mend it, or save it as UTF-8") from None
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as f:
+        for number, line in enumerate(f, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}", "one JSON object a line") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number} is no JSON object", "one JSON object a line")
+            yield row
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(batch_size=8192):
+            yield from batch.to_pylist()

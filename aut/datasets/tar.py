@@ -1,0 +1,169 @@
+"""Tar: WebDataset shards, members of one sample side by side, found by offset so that a clip is one read.
+
+In    *.tar, uncompressed, below the root; `a/b.flac`, `a/b.json`, `a/b.txt` are the sample `a/b`: the key ends at
+      the first dot of the base name, members of a sample follow each other (github.com/webdataset/webdataset, README)
+Out   the audio member's offset and size; text from .txt or a JSON key, label from .cls or a JSON key
+Why   a shard that was cut short still gives the samples before the cut. Links, devices and names that leave the shard
+      are listed and refused.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from aut.contracts import Card, Clip
+from aut.datasets import AUDIO, refused
+from aut.errors import ConfigError, DataError
+
+CARD = Card(
+    name="tar",
+    title="WebDataset shards",
+    licence="given by options.licence or a JSON key",
+    citation="the corpus' own",
+    domain=None,
+    homepage="https://github.com/webdataset/webdataset",
+)
+FIELDS = ("text", "label", "split", "source_id", "licence", "freesound_id", "youtube_id")
+SIDE_BYTES = 1 << 20  # of a .json, .txt or .cls member
+
+
+@dataclass
+class Sample:
+    """Members of one key, as they come."""
+
+    key: str
+    audio: tarfile.TarInfo | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def matches(root: Path) -> bool:
+    return any(root.glob("*.tar"))
+
+
+def clips(
+    root: Path,
+    columns: Mapping[str, str] | None = None,
+    licence: str = "",
+    split: str = "",
+    text_origin: str = "human",
+) -> Iterator[Clip]:
+    """Samples by shard and position.
+
+    columns       field of a row -> key of the JSON member, dots for nested ones; null: keys named as the fields
+    licence, split, text_origin   where the JSON has none
+    """
+    mapping = dict(columns) if columns is not None else {name: name for name in FIELDS}
+    if unknown := sorted(set(mapping) - set(FIELDS)):
+        raise ConfigError(f"option columns names '{unknown[0]}'", f"the fields are {', '.join(FIELDS)}")
+    shards = sorted(p for p in root.rglob("*.tar*") if p.is_file() and not p.name.startswith("."))
+    if packed := [p for p in shards if p.suffix != ".tar"]:
+        raise DataError(f"{packed[0]} is compressed, its members have no offsets", "unpack it to .tar first")
+    if not shards:
+        raise DataError(f"{root} holds no .tar file", "give the folder of the shards")
+    given = {"licence": licence, "split": split}
+    for shard in shards:
+        yield from _shard(shard, shard.relative_to(root).as_posix(), mapping, given, text_origin)
+
+
+def _shard(path: Path, uri: str, mapping: Mapping[str, str], given: dict[str, str], origin: str) -> Iterator[Clip]:
+    stem = uri.removesuffix(".tar")
+    sample: Sample | None = None
+    for member, data, fault in _members(path):
+        if fault:
+            yield refused(f"{stem}/{member.name if member else 'end'}", uri, *fault)
+            continue
+        assert member is not None
+        key, kind = _key(member.name)
+        if sample and sample.key != key:
+            yield from _clip(sample, stem, uri, mapping, given, origin)
+            sample = None
+        sample = sample or Sample(key)
+        if kind in AUDIO:
+            sample.audio = sample.audio or member
+        else:
+            sample.facts |= _facts(kind, data, f"{path}: {member.name}")
+    if sample:
+        yield from _clip(sample, stem, uri, mapping, given, origin)
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo | None, bytes, tuple[str, str] | None]]:
+    """(member, content of a side file, fault) in the tar's order; the headers are walked once, in constant memory."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # TarFile keeps every header it has seen
+                if member.isdir():
+                    continue
+                fault = _fault(member)
+                _, kind = _key(member.name)
+                wanted = not fault and kind in (".json", ".txt", ".cls") and member.size <= SIDE_BYTES
+                side = tar.extractfile(member) if wanted else None
+                yield member, side.read() if side else b"", fault
+    except (tarfile.TarError, EOFError, OSError) as error:
+        yield None, b"", ("truncated", f"the shard ends early or is damaged: {type(error).__name__}")
+
+
+def _fault(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        return "unsafe_path", "the member's name leaves the shard"
+    if not member.isreg():
+        return "unsafe_path", "the member is a link or a device"
+    return None
+
+
+def _key(name: str) -> tuple[str, str]:
+    """'a/b.left.flac' -> ('a/b', '.flac')."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.split(".")[0] or path.name)), path.suffix.lower()
+
+
+def _facts(kind: str, data: bytes, where: str) -> dict[str, Any]:
+    try:
+        if kind == ".json":
+            value = json.loads(data)
+            return value if isinstance(value, dict) else {}
+        if kind in (".txt", ".cls"):
+            return {".text" if kind == ".txt" else ".label": data.decode().strip()}
+    except ValueError as error:
+        return {".fault": f"{where.rpartition(': ')[2]}: {str(error).splitlines()[0]}"}
+    return {}
+
+
+def _clip(
+    sample: Sample, stem: str, uri: str, mapping: Mapping[str, str], given: dict[str, str], origin: str
+) -> Iterator[Clip]:
+    key = f"{stem}/{sample.key}"
+    if ".fault" in sample.facts:
+        yield refused(key, uri, "bad_metadata", sample.facts[".fault"])
+    elif sample.audio is None:
+        yield refused(key, uri, "missing", "the sample has no audio member")
+    else:
+        found = {name: _dig(sample.facts, column) for name, column in mapping.items()}
+        known = given | {k: v for k, v in found.items() if v is not None}
+        text = known.get("text", sample.facts.get(".text"))
+        yield Clip(
+            key=key,
+            uri=uri,
+            text=text,
+            text_origin="none" if text is None else origin,
+            label=known.get("label", sample.facts.get(".label")),
+            split=known["split"],
+            source_id=known.get("source_id", key),
+            licence=known["licence"],
+            offset_b=sample.audio.offset_data,
+            size_b=sample.audio.size,
+            extra={k: known[k] for k in ("freesound_id", "youtube_id") if k in known},
+        )
+
+
+def _dig(facts: Mapping[str, Any], column: str) -> str | None:
+    value: Any = facts
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return None if value is None or isinstance(value, dict | list) else str(value)

@@ -1,0 +1,255 @@
+"""The same questions to every corpus layout, each on a small fixture written in that layout."""
+
+import io
+import json
+import tarfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from aut.audio.decode import decode, read_source
+from aut.datasets import check_options, list_clips, names, open_dataset
+from aut.datasets._captions import describe, with_article
+from aut.errors import AutError, ConfigError, DataError
+from aut.sources import cards, check, recognise
+
+
+def tone(path: Path, seconds: float = 0.5, rate: int = 16_000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = sum(path.as_posix().encode()) % 500
+    soundfile.write(path, 0.3 * np.sin(np.arange(int(seconds * rate)) * (200 + number) * 6.28 / rate), rate)
+    return path
+
+
+def esc50(root):
+    rows = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold, src in ((1, 100032), (1, 100032), (2, 100038), (5, 2_000_00)):
+        name = f"{fold}-{src}-{'AB'[len(rows) % 2]}-0.wav"
+        tone(root / "audio" / name, rate=44_100)
+        rows.append(f"{name},{fold},0,dog,True,{src},A")
+    (root / "meta").mkdir()
+    (root / "meta/esc50.csv").write_text("\n".join(rows) + "\n")
+    return {}, 4
+
+
+def gtzan(root):
+    genres = open_dataset("gtzan").GENRES
+    for genre in genres:
+        for number in (0, 54):
+            tone(root / "genres_original" / genre / f"{genre}.{number:05d}.wav", rate=22_050)
+    (root / "genres_original/jazz/jazz.00054.wav").write_bytes(b"RIFF")
+    return {}, 2 * len(genres)
+
+
+def speech_commands(root):
+    for word in ("yes", "bed"):
+        for speaker in ("aa11", "bb22", "cc33"):
+            tone(root / word / f"{speaker}_nohash_0.wav")
+    tone(root / "_background_noise_/pink_noise.wav", 2.5)
+    (root / "validation_list.txt").write_text("yes/bb22_nohash_0.wav\nbed/bb22_nohash_0.wav\n")
+    (root / "testing_list.txt").write_text("yes/cc33_nohash_0.wav\nbed/cc33_nohash_0.wav\n")
+    return {"silence": True}, 8
+
+
+def librispeech(root):
+    for subset, speaker in (("train-clean-100", 19), ("test-clean", 61)):
+        chapter = root / "LibriSpeech" / subset / f"{speaker}/198"
+        for n in range(2):
+            tone(chapter / f"{speaker}-198-000{n}.flac")
+        (chapter / f"{speaker}-198.trans.txt").write_text(
+            "".join(f"{speaker}-198-000{n} A TEXT {n}\n" for n in range(2))
+        )
+    return {}, 4
+
+
+def table(root):
+    rows = ["filename,label,fold_or_split,source_id,caption,track"]
+    for n in range(4):
+        tone(root / f"audio/{n}.ogg")
+        rows.append(f"audio/{n}.ogg,piano,{1 + n % 2},song-{n % 2},{'a caption' if n else ''},t{n}")
+    (root / "rows.csv").write_text("\n".join(rows) + "\n")
+    (root / "tracks.csv").write_text("track,licence\n" + "".join(f"t{n},CC BY\n" for n in range(4)))
+    columns = {"uri": "filename", "label": "label", "split": "fold_or_split", "source_id": "source_id"}
+    columns |= {"text": "caption", "licence": "tracks.licence"}
+    join = [{"file": "tracks.csv", "left": "track", "right": "track"}]
+    return {"file": "rows.csv", "columns": columns, "formats": {"split": "fold{}"}, "join": join}, 4
+
+
+def folder(root):
+    for n in range(3):
+        tone(root / "dog" / f"{n % 2}-take{n}.mp3" if n == 2 else root / "cat" / f"{n}.wav")
+    return {"licence": "CC0", "source_pattern": "^([0-9]+)"}, 3
+
+
+def tar(root):
+    root.mkdir(exist_ok=True)
+    with tarfile.open(root / "shard-000.tar", "w") as out:
+        for n in range(3):
+            add(out, f"s/{n:04d}.json", json.dumps({"label": "dog", "source_id": f"r{n}"}).encode())
+            add(out, f"s/{n:04d}.flac", tone(root / f".{n}.flac").read_bytes())
+            add(out, f"s/{n:04d}.txt", f"clip {n}".encode())
+    return {"licence": "CC0", "split": "train"}, 3
+
+
+def add(out, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    out.addfile(info, io.BytesIO(data))
+
+
+def toy(root):
+    options = {"part": "sounds", "clips": 4, "seed": 0}
+    open_dataset("toy").prepare(root, **options)
+    return options, 4
+
+
+FIXTURES = {f.__name__: f for f in (esc50, gtzan, speech_commands, librispeech, table, folder, tar, toy)}
+SPLITS_KEEP_SOURCES = {"esc50", "speech_commands", "librispeech", "table"}
+
+
+@pytest.fixture(params=sorted(FIXTURES))
+def corpus(request, tmp_path):
+    options, count = FIXTURES[request.param](tmp_path)
+    return request.param, tmp_path, options, count
+
+
+def test_every_fixture_is_a_dataset_and_found_by_name():
+    assert set(FIXTURES) <= set(names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_card_states_licence_and_citation(name):
+    card = open_dataset(name).CARD
+    assert card.name == name
+    assert card.licence
+    assert card.citation
+    assert card in cards()
+
+
+def test_lists_every_clip_with_unique_keys_and_licence(corpus):
+    name, root, options, count = corpus
+    clips = list(list_clips(name, root, options))
+    assert len(clips) == count
+    assert len({c.key for c in clips}) == count
+    assert all(c.licence for c in clips)
+    assert clips == list(list_clips(name, root, options))
+
+
+def test_no_source_id_lies_in_two_splits(corpus):
+    name, root, options, _ = corpus
+    splits = defaultdict(set)
+    for clip in list_clips(name, root, options):
+        splits[clip.source_id].add(clip.split)
+    if name in SPLITS_KEEP_SOURCES:
+        assert len({s for of in splits.values() for s in of}) > 1
+    assert all(len(of) == 1 for of in splits.values())
+
+
+def test_files_exist_and_decode(corpus):
+    name, root, options, _ = corpus
+    for clip in list_clips(name, root, options):
+        if "jazz.00054" not in clip.uri:  # cut short in Kaggle's copy
+            data = read_source(root, clip.uri, clip.offset_b, clip.size_b)
+            audio = decode(data, clip.start_s, clip.length_s)
+            assert audio.duration_s == pytest.approx(clip.length_s or audio.duration_s)
+            assert len(audio.pcm_T)
+
+
+def test_an_unknown_option_is_named(corpus):
+    name, root, options, _ = corpus
+    with pytest.raises(ConfigError, match="no option 'colour'"):
+        list_clips(name, root, {**options, "colour": 1})
+
+
+def test_an_empty_folder_is_one_clear_error(corpus, tmp_path_factory):
+    name, _, options, _ = corpus
+    with pytest.raises(AutError):
+        list(list_clips(name, tmp_path_factory.mktemp("empty"), options))
+
+
+def test_check_says_what_would_be_read(corpus):
+    name, root, options, count = corpus
+    found = check(root, name, options)
+    assert (found.rows, found.refused) == (count, {})
+
+
+@pytest.mark.parametrize("name", ["esc50", "gtzan", "speech_commands", "librispeech", "tar"])
+def test_a_layout_is_recognised(name, tmp_path):
+    FIXTURES[name](tmp_path)
+    assert recognise(tmp_path) == name
+
+
+def test_superb_has_twelve_classes():
+    mapping = open_dataset("speech_commands").labels("superb12")
+    assert len(set(mapping.values())) == 12
+    assert mapping["bed"] == "_unknown_"
+    assert len(mapping) == 37
+
+
+def test_table_names_file_and_column(tmp_path):
+    table(tmp_path)
+    with pytest.raises(DataError, match=r"rows\.csv has no column 'colour'"):
+        list(list_clips("table", tmp_path, {"file": "rows.csv", "columns": {"uri": "filename", "label": "colour"}}))
+
+
+def test_table_filters_and_fills_templates(tmp_path):
+    table(tmp_path)
+    options = {"file": "rows.csv", "where": {"caption": None}, "templates": ["music with {a_label}"]}
+    [clip] = list_clips("table", tmp_path, options)
+    assert (clip.text, clip.text_origin) == ("music with a piano", "template")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "tsv"])
+def test_table_formats_agree(tmp_path, suffix):
+    import polars as pl
+
+    table(tmp_path)
+    rows, out = pl.read_csv(tmp_path / "rows.csv"), tmp_path / f"rows.{suffix}"
+    write = {
+        "jsonl": rows.write_ndjson,
+        "parquet": rows.write_parquet,
+        "tsv": lambda p: rows.write_csv(p, separator="\t"),
+    }
+    write[suffix](out)
+    listed = [list(list_clips("table", tmp_path, {"file": f"rows.{s}"})) for s in ("csv", suffix)]
+    assert listed[0] == listed[1]
+
+
+def test_table_names_a_broken_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"file": "a.wav"}\n{"file": \n')
+    with pytest.raises(DataError, match="line 2"):
+        list(list_clips("table", tmp_path, {"file": "x.jsonl"}))
+
+
+def test_tar_refuses_links_and_names_that_leave_and_survives_a_cut(tmp_path):
+    tar(tmp_path)
+    with tarfile.open(tmp_path / "shard-000.tar", "a") as out:
+        add(out, "../evil.flac", b"x")
+        link = tarfile.TarInfo("s/link.flac")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        out.addfile(link)
+    assert check(tmp_path, "tar", {}).refused == {"unsafe_path": 2}
+    whole = (tmp_path / "shard-000.tar").read_bytes()
+    (tmp_path / "shard-000.tar").write_bytes(whole[:15_000])
+    found = check(tmp_path, "tar", {})
+    assert found.rows >= 1
+    assert found.refused["truncated"] == 1
+
+
+def test_captions_claim_what_the_label_says():
+    assert with_article("acoustic_guitar") == "an acoustic guitar"
+    assert with_article("dog") == "a dog"
+    assert with_article("church_bells") == "church bells"
+    assert with_article("pouring_water") == "pouring water"
+    assert with_article("ukulele") == "a ukulele"
+    told = {describe("dog", "sound", str(n), 4) for n in range(100)}
+    assert len(told) == 4
+    assert all("dog" in t for t in told)
+
+
+def test_options_that_an_adapter_needs_are_named():
+    with pytest.raises(ConfigError, match="needs the option 'file'"):
+        check_options("table", {})
