@@ -1,0 +1,148 @@
+"""Versioning: bytes that DVC would upload after a change to the mixture, and `dvc status` when nothing changed.
+
+In    a synthetic index (benchmarks/pool.py) with one source of 1 % of the mixture
+Out   add_source_pct (a source of 1 % added), recaption_pct (a 1 % source re-captioned), block_pct (0.05 % of the rows
+      blocked), each as percent of the mixture's bytes; status_s. Beside them, what is not promised:
+      recaption_scattered_pct and recaption_clustered_pct (1 % of the clips of the largest source, taken all over it or
+      in one run of ids), whose rows the hash spreads over all of that source's parts
+Why   DVC uploads a file whole when one byte of it changed; one Parquet file would be 100 % after each change
+Run   python -m benchmarks.versioning [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aut.config import Params
+from aut.contracts import Silent
+from aut.files import digest_file
+from aut.layout import Layout
+from aut.stages.mixture import mixture
+from aut.units import Domain
+from benchmarks import pool
+from benchmarks.mixture import FULL, HERE, PARTS, ROWS, RUN_DATE, cpu
+
+SMALL, QUICK = "small", 50
+SHARE, BLOCKED = 0.01, 0.0005  # 200,000 and 10,000 of 20M rows
+Digests = dict[str, tuple[str, int]]
+
+
+def digests(folder: Path) -> Digests:
+    """File -> (digest, bytes)."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {p.relative_to(folder).as_posix(): (digest_file(p), p.stat().st_size) for p in files}
+
+
+def uploaded_pct(before: Digests, after: Digests) -> float:
+    """Bytes of objects the remote lacks, and of DVC's listing of the folder, as percent of the folder."""
+    have = {d for d, _ in before.values()}
+    new = sum({d: size for d, size in after.values() if d not in have}.values())
+    listing = sum(len(json.dumps({"md5": d, "relpath": name})) + 2 for name, (d, _) in after.items())
+    return 100 * (new + listing) / sum(size for _, size in after.values())
+
+
+class Bench:
+    """One mixture that is changed and put back."""
+
+    def __init__(self, root: Path, shrink: int) -> None:
+        self.layout, self.shrink, self.rows = Layout(root), shrink, ROWS // shrink
+        self.small = round(self.rows * SHARE)
+        for domain, sources in FULL.items():
+            for name, rows in sources.items():
+                pool.source(self.layout, domain, name, rows // shrink)
+        pool.source(self.layout, "speech", SMALL, self.small)
+        pool.source(self.layout, "speech", "added", self.small)
+        pool.block(self.layout, [])
+        self.before = self.digests(SMALL)
+
+    def params(self, *extra: str) -> Params:
+        sources: dict[Domain, list[str]] = {d: list(names) for d, names in FULL.items()}
+        sources["speech"] += extra
+        return pool.params(sources, rows=self.rows, window=100, parts=PARTS)
+
+    def digests(self, *extra: str) -> Digests:
+        mixture(self.params(*extra), self.layout, Silent())
+        return digests(self.layout.mixture)
+
+    def added(self) -> float:
+        return uploaded_pct(self.before, self.digests(SMALL, "added"))
+
+    def recaptioned(self, name: str, rows: int, how: str) -> float:
+        pool.source(self.layout, "speech", name, rows, recaption=how)
+        after = self.digests(SMALL)
+        pool.source(self.layout, "speech", name, rows)
+        return uploaded_pct(self.before, after)
+
+    def blocked(self) -> float:
+        rows = FULL["speech"]["s0"] // self.shrink
+        count = round(self.rows * BLOCKED)
+        pool.block(self.layout, [pool.clip_id("s0", r) for r in range(0, rows, rows // count)][:count])
+        after = self.digests(SMALL)
+        pool.block(self.layout, [])
+        return uploaded_pct(self.before, after)
+
+    def status_s(self) -> float:
+        """Seconds of the second `dvc status` of a project that tracks the mixture."""
+        root = self.layout.root
+        own = {"DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(root), "DVC_SITE_CACHE_DIR": str(root / "site")}
+
+        def dvc(*words: str) -> None:
+            subprocess.run(
+                [sys.executable, "-m", "dvc", *words, "-q"],
+                cwd=root,
+                check=True,
+                env=os.environ | own,
+                stdout=sys.stderr,
+            )
+
+        dvc("init", "--no-scm")
+        dvc("add", "data/mixture")
+        dvc("status")
+        start = time.perf_counter()
+        dvc("status")
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="a 50th of the rows, no result file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), QUICK if args.quick else 1)
+        largest = FULL["speech"]["s0"] // bench.shrink
+        work: dict[str, Callable[[], float]] = {
+            "add_source_pct": bench.added,
+            "recaption_pct": lambda: bench.recaptioned(SMALL, bench.small, "all"),
+            "block_pct": bench.blocked,
+            "recaption_scattered_pct": lambda: bench.recaptioned("s0", largest, "scattered"),
+            "recaption_clustered_pct": lambda: bench.recaptioned("s0", largest, "clustered"),
+            "status_s": bench.status_s,
+        }
+        figures: dict[str, Any] = {}
+        for name, measure in work.items():
+            figures[name] = round(measure(), 3)
+            print(f"{name} {figures[name]}", file=sys.stderr)
+    result = {"bench": "versioning", "figures": figures}
+    if not args.quick:
+        record = result | {
+            "command": "python -m benchmarks.versioning",
+            "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
+            "versions": {"python": platform.python_version()},
+            "peer": "one Parquet file under DVC: 100 % after each change, by DVC's design",
+        }
+        (HERE / "results" / f"{RUN_DATE}-versioning.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
