@@ -1,0 +1,207 @@
+"""Index: rows, reasons, the same bytes from any number of workers, and nothing lost to a kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import soundfile
+
+from aut.audio.fingerprint import fingerprint
+from aut.config import Index, Source
+from aut.contracts import INDEX_SCHEMA, Silent
+from aut.errors import DataError, GateError, MissingInput
+from aut.files import digest_tree
+from aut.layout import Layout
+from aut.sources import scan
+from aut.stages import index as stage
+
+LIMITS = {"quarantine_max_fraction": 0.0, "min_s": 0.05, "max_s": 20.0, "max_text_tokens": 40}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """make(rows, role=..., **limits) -> (params, layout): a table corpus whose files the test has written."""
+    corpus = tmp_path / "data/mine"
+    corpus.mkdir(parents=True)
+    monkeypatch.setenv("AUT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
+
+    def build(rows, role="environment", root="clone", **limits):
+        (corpus / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        source = Source(dataset="table", role=role, domain="environment", path="mine", options={"file": "rows.jsonl"})
+        values = {**LIMITS, "tokenizer": "utf8", "captions_per_label": 4, **limits}
+        params = SimpleNamespace(sources={"mine": source}, index=Index(**values))
+        layout = Layout(tmp_path / root)
+        scan(params, layout, "mine")
+        return params, layout
+
+    build.corpus = corpus
+    return build
+
+
+def tones(corpus, count):
+    rng = np.random.default_rng([7])
+    for n in range(count):
+        soundfile.write(corpus / f"{n:03d}.wav", rng.normal(0, 0.1, 8_000 + 100 * n), 16_000)
+    order = rng.permutation(count)  # the table's order is not the ids'
+    return [{"file": f"{n:03d}.wav", "label": f"c{n % 3}", "source_id": f"r{n // 2}"} for n in order]
+
+
+def read(layout, role="environment"):
+    index = pl.read_parquet(layout.index(role, "mine") / "part-*.parquet")
+    sound = pl.read_parquet(layout.fingerprints(role, "mine") / "part-*.parquet")
+    return index, sound, pl.read_parquet(layout.index(role, "mine") / "quarantine.parquet")
+
+
+def test_rows_are_sorted_and_complete(make):
+    params, layout = make(tones(make.corpus, 9))
+    report = stage.index(params, layout, Silent(), "mine")
+    index, sound, quarantine = read(layout)
+    assert index.columns == list(INDEX_SCHEMA)
+    assert index["id"].to_list() == [f"mine/{n:03d}.wav" for n in range(9)] == sound["id"].to_list()
+    assert index["duration_s"].to_list() == [0.5 + n / 160 for n in range(9)]
+    assert set(index["text_origin"]) == {"template"}
+    assert index["content_hash"].n_unique() == 9
+    pcm, _ = soundfile.read(make.corpus / "004.wav", dtype="float32")
+    assert sound["fingerprint"][4] == fingerprint(pcm).astype("<u4").tobytes()
+    assert (report["clips"], len(quarantine)) == (9, 0)
+
+
+def test_any_executor_and_block_size_of_parts_gives_the_same_bytes(make, monkeypatch):
+    monkeypatch.setattr(stage, "BLOCK", 5)
+    monkeypatch.setattr(stage, "PART", 10)
+    monkeypatch.setattr(stage, "SAMPLE", 1)
+    rows = tones(make.corpus, 33)
+    digests = []
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as three, ThreadPoolExecutor(2) as threads:
+        for n, executor in enumerate((None, three, threads)):
+            params, layout = make(rows, root=f"clone{n}")
+            stage.index(params, layout, Silent(), "mine", executor)
+            digests.append((digest_tree(layout.root / "data/index"), digest_tree(layout.root / "data/fingerprints")))
+    assert len(set(digests)) == 1
+    parts = sorted(layout.index("environment", "mine").glob("part-*"))
+    assert len(parts) >= 3
+    assert [i for p in parts for i in pl.read_parquet(p)["id"]] == [f"mine/{n:03d}.wav" for n in range(33)]
+
+
+def test_each_bad_row_has_its_reason(make):
+    rows = tones(make.corpus, 3)
+    (make.corpus / "empty.wav").write_bytes(b"")
+    (make.corpus / "text.wav").write_text("no audio at all\n" * 99)
+    soundfile.write(make.corpus / "short.wav", np.zeros(100), 16_000)
+    soundfile.write(make.corpus / "nan.wav", np.full(9000, np.nan), 16_000, subtype="FLOAT")
+    soundfile.write(make.corpus / "long.wav", np.zeros(16_000 * 21), 16_000)
+    (make.corpus / "cut.wav").write_bytes((make.corpus / "001.wav").read_bytes()[:5000])
+    bad = {
+        "empty.wav": "empty", "text.wav": "not_audio", "short.wav": "too_short", "nan.wav": "not_finite",
+        "long.wav": "too_long", "cut.wav": "truncated", "gone.wav": "missing", "../../x.wav": "unsafe_path",
+    }  # fmt: skip
+    rows += [{"file": f, "label": "x"} for f in bad]
+    rows += [{"file": "000.wav", "key": "a"}, {"file": "000.wav", "key": "b", "text": "x" * 41}]
+    params, layout = make(rows, quarantine_max_fraction=0.8)
+    report = stage.index(params, layout, Silent(), "mine")
+    found = dict(read(layout)[2].select("id", "reason").iter_rows())
+    assert found == {f"mine/{k}": r for k, r in (bad | {"a": "text_empty", "b": "text_too_long"}).items()}
+    assert report["quarantined_missing"] == 1
+    assert not read(layout)[2]["detail"].str.contains(str(make.corpus)).any()
+
+
+def test_too_many_bad_rows_stop_the_run_and_keep_the_old_index(make):
+    rows = tones(make.corpus, 4)
+    params, layout = make(rows)
+    stage.index(params, layout, Silent(), "mine")
+    before = digest_tree(layout.root / "data/index")
+    params, layout = make([*rows, {"file": "gone.wav", "label": "x"}], quarantine_max_fraction=0.1)
+    with pytest.raises(GateError, match=r"1 of 5 clips of mine cannot be used \(1 missing\)"):
+        stage.index(params, layout, Silent(), "mine")
+    assert digest_tree(layout.root / "data/index") == before
+
+
+def test_two_rows_of_one_id_are_both_named(make):
+    tones(make.corpus, 2)
+    params, layout = make([{"file": f"{n:03d}.wav", "key": "same", "label": "x"} for n in range(2)])
+    with pytest.raises(DataError, match=r"mine/same: 000\.wav and 001\.wav"):
+        stage.index(params, layout, Silent(), "mine")
+
+
+def test_a_probe_row_needs_a_label_and_no_text(make):
+    tones(make.corpus, 2)
+    rows = [{"file": "000.wav", "label": "dog"}, {"file": "001.wav", "text": "a dog"}]
+    params, layout = make(rows, role="probe", quarantine_max_fraction=0.5)
+    stage.index(params, layout, Silent(), "mine")
+    index, _, quarantine = read(layout, "probe")
+    assert index.select("label", "text").rows() == [("dog", None)]
+    assert quarantine["reason"].to_list() == ["label_missing"]
+
+
+def test_without_inventory_the_remedy_is_named(make):
+    params, layout = make(tones(make.corpus, 1))
+    layout.corpus("mine").unlink()
+    with pytest.raises(MissingInput, match="aut sources scan mine"):
+        stage.index(params, layout, Silent(), "mine")
+
+
+def test_inventory_sees_a_changed_table_of_the_same_size(make):
+    rows = tones(make.corpus, 2)
+    params, layout = make(rows)
+    before = scan(params, layout, "mine")["digest"]
+    assert scan(params, layout, "mine")["digest"] == before
+    params, layout = make([{**r, "label": "zz"} for r in rows])
+    assert scan(params, layout, "mine")["digest"] != before
+
+
+KILLED = """
+import sys, time
+from types import SimpleNamespace
+from pathlib import Path
+from aut.config import Index, Source
+from aut.contracts import Silent
+from aut.layout import Layout
+from aut.stages import index as stage
+stage.BLOCK = 4
+source = Source(dataset="table", role="environment", domain="environment", path="mine", options={"file": "rows.jsonl"})
+limits = dict(quarantine_max_fraction=0, min_s=0.05, max_s=20, max_text_tokens=40, tokenizer="utf8", captions_per_label=4)
+read = stage.read_block
+def slow(*args):
+    time.sleep(0.3)
+    return read(*args)
+stage.read_block = slow
+params = SimpleNamespace(sources={"mine": source}, index=Index(**limits))
+stage.index(params, Layout(Path(sys.argv[1])), Silent(), "mine")
+"""
+
+
+def test_a_kill_loses_only_the_block_in_flight(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(stage, "BLOCK", 4)
+    rows = tones(make.corpus, 24)
+    params, layout = make(rows, root="clean")
+    stage.index(params, layout, Silent(), "mine")
+    clean = digest_tree(layout.root / "data")
+    params, layout = make(rows)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(layout.root)], env={**os.environ})
+    wait_for(lambda: len(list((tmp_path / "work").glob("index/*/blocks/*.parquet"))) >= 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list((tmp_path / "work").glob("index/*/blocks/*.parquet")))
+    assert not layout.index("environment", "mine").exists()
+    calls, read_block = [], stage.read_block
+    monkeypatch.setattr(stage, "read_block", lambda *args: calls.append(1) or read_block(*args))
+    stage.index(params, layout, Silent(), "mine")
+    assert len(calls) == 6 - kept
+    assert digest_tree(layout.root / "data") == clean
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
