@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aut.config import BaseEncoder, Params
 from aut.contracts import Tracker
 from aut.errors import ConfigError, DataError, MissingInput
@@ -51,21 +53,22 @@ def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report
 def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
     """A small Whisper, on the speech pool less what the screen blocked."""
     from aut.order import Order
-    from aut.training.data import held_out_rows
+    from aut.training.kept import Kept, held_out
     from aut.training.model import new_whisper
 
     section = params.base
     blocklist = layout.screen / "blocklist.parquet"
     order = Order.of_index(_parts(params, layout, "speech"), blocklist if blocklist.exists() else None, params.seed)
+    held = held_out(order, section.training.eval_clips)
     job = Job(
         stage="base",
         name=name,
         seed=params.seed,
         schedule=section.schedule,
         training=section.training,
-        order=order,
+        order=Kept(order, held),
         plan=plan(section.schedule, order.length),
-        held_out=held_out_rows(order, section.training.eval_clips),
+        held_out=order.rows(np.arange(len(held), dtype=np.int64)),
         inputs={"shape": section.shape.model_dump(), "texts": [digest_file(p) for p in _pools(params, layout)]},
     )
     track.dataset("speech", order.digest, order.length, layout.root / "data/index/speech")

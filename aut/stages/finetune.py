@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aut.config import Params
 from aut.contracts import Tracker
 from aut.errors import ConfigError, MissingInput
@@ -30,6 +32,7 @@ from aut.training.job import (
     write_curve,
     write_model,
 )
+from aut.training.kept import Kept, held_out
 from aut.training.plan import matched, plan, seconds
 from aut.units import Domain
 
@@ -66,20 +69,18 @@ def _job(
     params: Params, layout: Layout, mixture: Order, arm: str, seed: int, weights: str
 ) -> tuple[Job, dict[str, float]]:
     """The job, and what was asked for when the arms were matched."""
-    from aut.training.data import held_out_rows
-
     section = params.finetune
+    max_s, eval_clips = section.training.max_s, section.training.eval_clips
     whole = plan(section.schedule, mixture.length)
-    order, own = mixture, whole
-    max_s = section.training.max_s
+    fixed = Order.of_mixture(layout.mixture, 0)  # all arms and seeds hold out the same rows: their losses are compared
+    held = held_out(fixed, eval_clips)
+    order, own = Kept(mixture, held), whole
+    matching = {"planned_seconds": seconds(order, whole.clips, max_s)}
     if arm == "control":
-        order = Order.of_mixture(layout.mixture, seed, domains=SPEECH)
-        own = matched(whole, mixture, order, max_s)
-    matching = {"planned_seconds": seconds(order, own.clips, max_s)}
-    if arm == "control":
-        matching["adapted_planned_seconds"] = seconds(mixture, whole.clips, max_s)
-    # Both arms and all seeds hold out the same rows: their losses are compared.
-    held_out = held_out_rows(Order.of_mixture(layout.mixture, 0), section.training.eval_clips)
+        matching = {"adapted_planned_seconds": matching["planned_seconds"]}
+        speech = Kept(Order.of_mixture(layout.mixture, seed, domains=SPEECH), held)
+        order, own = speech, matched(whole, order, speech, max_s)
+        matching["planned_seconds"] = seconds(order, own.clips, max_s)
     job = Job(
         stage="finetune",
         name=f"{arm}-{seed}",
@@ -88,7 +89,7 @@ def _job(
         training=section.training,
         order=order,
         plan=own,
-        held_out=held_out,
+        held_out=fixed.rows(np.arange(min(eval_clips, fixed.length // 4), dtype=np.int64)),
         inputs={"arm": arm, "base": weights, "mixture": mixture.digest},
     )
     return job, matching

@@ -1,9 +1,9 @@
 """Data path: the clips of an optimiser step, decoded ahead by threads, grouped by duration into micro-batches.
 
-In    an Order, the roots of the sources, a Plan; the ids that are held out for evaluation
+In    an order, the roots of the sources, a Plan
 Out   for each step this process's micro-batches of waveforms and target ids; a count of replaced clips
-Why   a step is the same clips whatever computes it: positions are arithmetic, held-out and unreadable clips are
-      replaced by the next of their domain, and grouping only reorders inside the step. Waveforms are kept as int16
+Why   a step is the same clips whatever computes it: positions are arithmetic, an unreadable clip is replaced
+      by the next of its domain, and grouping only reorders inside the step. Waveforms are kept as int16
       up to CACHE_BYTES, so that a small set is decoded once; a clip has the same 16 bits from disk or from the cache.
       Price: 16 bits, of which the augmented mel notices nothing.
 Run   `for batch in Loader(...).steps(plan, first=0): ...`
@@ -36,11 +36,11 @@ from aut.training.tokenizer import Targets
 from aut.units import DOMAINS, RATE_HZ
 
 if TYPE_CHECKING:
-    from aut.order import Order
+    from aut.training.kept import Kept
 
 LOOK_AHEAD = 4  # steps decoded before they are needed
 CACHE_BYTES = 1_000_000_000
-MAX_REPLACEMENTS = 100  # unreadable or held-out clips in a row before we give up
+MAX_REPLACEMENTS = 100  # unreadable clips in a row before we give up
 IGNORED = -100  # target that counts nowhere
 
 
@@ -126,17 +126,16 @@ class Loader:
 
     def __init__(
         self,
-        order: Order,
+        order: Kept,
         roots: Mapping[str, Path],
         targets: Targets,
         max_s: float,
         budget_s: float,
-        held_out: frozenset[str] = frozenset(),
         rank: int = 0,
         world: int = 1,
         threads: int = 1,
     ) -> None:
-        self._order, self._roots, self._targets, self._held_out = order, roots, targets, held_out
+        self._order, self._roots, self._targets = order, roots, targets
         self._max_s, self._budget_s, self._rank, self._world = max_s, budget_s, rank, world
         self._cache = Cache(CACHE_BYTES)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
@@ -163,8 +162,7 @@ class Loader:
 
     def _batch(self, step: int, positions: NDArray[np.int64]) -> Batch:
         with self._ordering:
-            found = self._order.rows(positions)
-        rows = [self._allowed(int(p), row) for p, row in zip(positions, found, strict=True)]
+            rows = self._order.rows(positions)
         lengths = [min(float(row["duration_s"]), self._max_s) for row in rows]
         groups = divide(lengths, self._budget_s, self._world)
         replaced = 0
@@ -188,24 +186,6 @@ class Loader:
         ids = [e.id for share in shares for e in share]
         return Batch(step, [collate(share) for share in shares if share], ids, 0)
 
-    def _allowed(self, position: int, row: dict[str, Any]) -> dict[str, Any]:
-        """The row, or where it is held out for evaluation one of its domain that is not.
-
-        Held-out rows stand close together in one order, so we jump over as many windows as they fill; the same
-        slot of another window has the same domain.
-        """
-        window = len(self._order.slots)
-        at, jump = position, window * -(-len(self._held_out) // window)
-        for _ in range(MAX_REPLACEMENTS):
-            if row["id"] not in self._held_out:
-                return row
-            at += jump
-            row = self._row(at)
-        raise DataError(
-            f"{MAX_REPLACEMENTS} clips looked at in place of {row['id']} are held out",
-            "lower training.eval_clips or add clips",
-        )
-
     def _row(self, position: int) -> dict[str, Any]:
         with self._ordering:
             return self._order.rows(np.array([position], dtype=np.int64))[0]
@@ -218,7 +198,7 @@ class Loader:
             if example is not None:
                 return example, tries
             at = self._order.next_in_domain(at)
-            row = self._allowed(at, self._row(at))
+            row = self._row(at)
         raise DataError(
             f"{MAX_REPLACEMENTS} clips in a row of {row['domain']} cannot be decoded, the last is {row['id']}",
             f"check {self._root(row)}, or run `aut index {row['source']}` again",
@@ -271,14 +251,3 @@ class Cache:
 def budget_s(device: str) -> float:
     """Padded seconds of one micro-batch, a matter of memory: AUT_MICRO_S, or what fits the device usually."""
     return float(os.environ.get("AUT_MICRO_S") or (60.0 if device == "cpu" else 960.0))
-
-
-def held_out_rows(order: Order, clips: int) -> list[dict[str, Any]]:
-    """The first `clips` rows of epoch 0, each once: in a mixture they hold its domains in their shares."""
-    count = min(clips, order.length // 4)  # a small set keeps most of itself for training
-    if not count:
-        return []
-    seen: dict[str, dict[str, Any]] = {}
-    for row in order.rows(np.arange(count, dtype=np.int64)):
-        seen.setdefault(str(row["id"]), row)
-    return list(seen.values())

@@ -24,8 +24,8 @@ from aut.files import digest_file, digest_json, locked, write_bytes, write_json
 from aut.layout import Layout
 
 if TYPE_CHECKING:
-    from aut.order import Order
     from aut.training.checkpoint import State
+    from aut.training.kept import Kept
     from aut.training.plan import Plan
 
 CODE = ("training", "audio", "encoders/whisper.py", "order.py", "stages/base.py", "stages/finetune.py")
@@ -41,7 +41,7 @@ class Job:
     seed: int
     schedule: Schedule
     training: Training
-    order: Order
+    order: Kept
     plan: Plan
     held_out: list[dict[str, Any]]
     inputs: Mapping[str, Any]
@@ -104,7 +104,6 @@ def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], wor
         Targets(tokens, job.training.language),
         max_s=job.training.max_s,
         budget_s=budget_s(engine.device.type),
-        held_out=frozenset(str(row["id"]) for row in job.held_out),
         rank=engine.rank,
         world=engine.world,
         threads=int(os.environ.get("AUT_LOADERS") or threads),

@@ -148,9 +148,18 @@ def open_whisper(folder: Path) -> Any:
 
 
 def save_whisper(whisper: Any, folder: Path) -> None:
-    """config.json, generation_config.json, model.safetensors."""
-    with quiet():
-        whisper.save_pretrained(folder)
+    """config.json, generation_config.json, model.safetensors, as `save_pretrained` leaves them.
+
+    That function imports DeepSpeed where it is installed: seconds of a stage that may take few.
+    """
+    from safetensors.torch import save_file
+
+    whisper.config.architectures = ["WhisperForConditionalGeneration"]
+    whisper.config.dtype = torch.float32
+    whisper.config.save_pretrained(folder)
+    whisper.generation_config.save_pretrained(folder)
+    weights = {k: v.detach().cpu().contiguous() for k, v in whisper.state_dict().items() if k != "proj_out.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # proj_out is tied to embed_tokens
 
 
 class quiet:  # noqa: N801 - reads as a statement

@@ -18,7 +18,7 @@ from aut.config import Schedule
 from aut.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aut.order import Order
+    from aut.training.kept import Kept
 
 
 BLOCK = 1 << 16  # positions asked for at once
@@ -47,7 +47,7 @@ def plan(schedule: Schedule, length: int) -> Plan:
     return Plan(steps, steps * schedule.batch)
 
 
-def matched(full: Plan, all_rows: Order, own_rows: Order, max_s: float) -> Plan:
+def matched(full: Plan, all_rows: Kept, own_rows: Kept, max_s: float) -> Plan:
     """The plan over `own_rows` with as many steps, and at least as many valid seconds, as `full` over `all_rows`."""
     wanted_s = seconds(all_rows, full.clips, max_s)
     reached_s, start = 0.0, 0
@@ -60,7 +60,7 @@ def matched(full: Plan, all_rows: Order, own_rows: Order, max_s: float) -> Plan:
         reached_s, start = float(total_s[-1]), start + BLOCK
 
 
-def seconds(order: Order, clips: int, max_s: float) -> float:
+def seconds(order: Kept, clips: int, max_s: float) -> float:
     """Valid audio seconds of the first `clips` positions, each clip cut at `max_s`."""
     total_s = 0.0
     for start in range(0, clips, BLOCK):

@@ -1,0 +1,127 @@
+"""A small training on noise: stopped, killed, cut short or never stopped, it is the same training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aut.contracts import INDEX_SCHEMA, Silent
+from aut.training import checkpoint
+from aut.training.job import execute
+from tests.unit.training_case import CLIPS, curve, job_of, whisper_of, write_case
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return write_case(tmp_path_factory.mktemp("case"))
+
+
+def run(case, work, steps=6, track=None, **changes):
+    job = job_of(case, steps, **changes)
+    whisper = whisper_of(case)
+    state = execute(job, whisper, case, {"noise": case}, work, track or Silent())
+    return state, whisper
+
+
+@pytest.fixture(scope="module")
+def whole(case, tmp_path_factory):
+    return run(case, tmp_path_factory.mktemp("whole"))
+
+
+class StopAt(Silent):
+    """A tracker that sends us SIGTERM when a step is reported."""
+
+    def __init__(self, step):
+        self.step, self.rows = step, []
+
+    def metrics(self, values, step=None):
+        self.rows.append((step, dict(values)))
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_it_learns(case, tmp_path):
+    state, _ = run(case, tmp_path, steps=20)
+    assert state.log[-1]["loss"] < state.log[0]["loss"]
+    assert state.step == 20
+    assert state.clips == 20 * 4
+
+
+def test_stopped_by_sigterm_and_resumed_is_bit_identical(case, tmp_path, whole):
+    with pytest.raises(SystemExit) as stopped:
+        run(case, tmp_path, track=StopAt(3))  # step 3 is reported by the evaluation
+    assert stopped.value.code == 143
+    track = StopAt(None)
+    state, whisper = run(case, tmp_path, track=track)
+    assert curve(state) == curve(whole[0])
+    assert state.ids_digest == whole[0].ids_digest
+    for ours, theirs in zip(whisper.parameters(), whole[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [s for s, v in track.rows if "eval_loss" in v] == [3, 6]  # a new tracker gets the points from before, too
+
+
+def test_killed_and_resumed_is_bit_identical(case, tmp_path, whole):
+    script = "import sys; from tests.unit.training_case import main; main(*sys.argv[1:])"
+    child = subprocess.Popen([sys.executable, "-c", script, str(case), str(tmp_path)])
+    end = time.monotonic() + 120
+    while not checkpoint.checkpoints(tmp_path) and child.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    assert checkpoint.checkpoints(tmp_path)
+    state, _ = run(case, tmp_path)
+    assert curve(state) == curve(whole[0])
+    assert state.ids_digest == whole[0].ids_digest
+
+
+def test_a_checkpoint_cut_short_is_passed_over(case, tmp_path, whole, capsys):
+    run(case, tmp_path)
+    last = checkpoint.checkpoints(tmp_path)[-1]
+    weights = last / "weights.pt"
+    weights.write_bytes(weights.read_bytes()[:100])
+    state, _ = run(case, tmp_path)
+    assert "cut short" in capsys.readouterr().err
+    assert curve(state) == curve(whole[0])
+
+
+def test_an_unreadable_clip_is_replaced_and_counted(case, tmp_path):
+    broken = case / "0003.wav"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"not audio")
+    try:
+        state, _ = run(case, tmp_path, steps=CLIPS // 4)
+    finally:
+        broken.write_bytes(kept)
+    assert state.replaced >= 1
+    assert state.clips == CLIPS // 4 * 4
+
+
+def test_losses_that_are_not_finite_stop_after_three_and_name_rows(case, tmp_path):
+    from aut.errors import DataError
+
+    whisper = whisper_of(case)
+    with torch.no_grad():
+        whisper.model.encoder.conv1.weight.fill_(float("nan"))
+    with pytest.raises(DataError, match="3 steps in a row were not finite.*noise/"):
+        execute(job_of(case, 6), whisper, case, {"noise": case}, tmp_path, Silent())
+
+
+def test_micro_batches_do_not_change_the_step(case, tmp_path, monkeypatch, whole):
+    monkeypatch.setenv("AUT_MICRO_S", "0.5")
+    state, _ = run(case, tmp_path)
+    assert state.ids_digest == whole[0].ids_digest
+    ours, theirs = [r["loss"] for r in state.log], [r["loss"] for r in whole[0].log]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # float32 sums in another order
+
+
+def test_schema_of_the_case_is_the_index(case):
+    import pyarrow.parquet as pq
+
+    assert pq.read_schema(case / "part-0.parquet").names == list(INDEX_SCHEMA)
+    assert isinstance(case, Path)
