@@ -101,18 +101,12 @@ def test_bad_input_has_its_reason(name):
     assert reason(BAD[name](), max_s=10.0) == name
 
 
-@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])  # ours carry the count of MP3 frames in a Xing header
 def test_a_compressed_file_that_was_cut_short(kind):
     noise = np.random.default_rng([0]).normal(0, 0.1, 5 * RATE).astype(np.float32)
     data = coded(noise, format=kind)
     cut = data[: len(data) * 6 // 10]
-    if kind == "MP3":  # frames stand alone: without a count in the header a shorter file is whole
-        try:
-            assert decode(cut).duration_s < 5
-        except Unreadable as error:
-            assert error.reason in ("truncated", "corrupt")
-    else:
-        assert reason(cut) in ("truncated", "corrupt")
+    assert reason(cut) in ("truncated", "corrupt")
 
 
 def test_a_two_hour_claim_allocates_nothing(tmp_path):

@@ -169,7 +169,8 @@ from aut.layout import Layout
 from aut.stages import index as stage
 stage.BLOCK = 4
 source = Source(dataset="table", role="environment", domain="environment", path="mine", options={"file": "rows.jsonl"})
-limits = dict(quarantine_max_fraction=0, min_s=0.05, max_s=20, max_text_tokens=40, tokenizer="utf8", captions_per_label=4)
+limits = dict(quarantine_max_fraction=0, min_s=0.05, max_s=20, max_text_tokens=40)
+limits |= dict(tokenizer="utf8", captions_per_label=4)
 read = stage.read_block
 def slow(*args):
     time.sleep(0.3)
