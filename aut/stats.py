@@ -195,9 +195,9 @@ PUBLISHED = (
 
 def published(level: float = 0.95) -> list[dict[str, Any]]:
     """The paper's table through the unpaired test: one row a set, shares, p, p_holm, and whether it is significant."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, clips, before, after in PUBLISHED:
-        row = {"set": name, "clips": clips, "base": before / clips, "adapted": after / clips}
+        row: dict[str, Any] = {"set": name, "clips": clips, "base": before / clips, "adapted": after / clips}
         row |= {"base_interval": wilson(before, clips, level), "adapted_interval": wilson(after, clips, level)}
         row |= {"diff": (after - before) / clips, "h": cohen_h(after / clips, before / clips)}
         rows.append(row | {"p": two_proportions(after, clips, before, clips)})
@@ -267,7 +267,7 @@ def _by_cluster(value_N: Floats, cluster_N: ArrayLike) -> tuple[Floats, Floats]:
     if cluster.shape != value_N.shape:
         raise DataError(f"{len(value_N)} clips but {len(cluster)} recordings named", "give each clip its source_id")
     _, number = np.unique(cluster, return_inverse=True)
-    return np.bincount(number, value_N), np.bincount(number).astype(np.float64)
+    return np.bincount(number, value_N).astype(np.float64), np.bincount(number).astype(np.float64)
 
 
 def _paired(a: Floats, b: Floats) -> Floats:

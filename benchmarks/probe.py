@@ -2,7 +2,9 @@
 
 Three synthetic sets of the shapes of ESC-50 (official 5 folds), GTZAN (random 80/20, 10 seeds) and Speech Commands
 (a split), solved by `aut.probes` and, in the same run, by scikit-learn one fit at a time: same folds, same C values,
-same inner folds, same tolerance. Distinct fits only; both on the threads the environment allows.
+same inner folds. Both stop at a mean gradient of 1e-6: at params' 1e-4 either one is still far from the optimum at
+large C, and they differ by where they stopped. Ours fits inner folds to ten times the tolerance, as the stage does,
+so part of the ratio is that. Distinct fits only; both on the threads the environment allows.
 
 Figures  seconds        wall time of ours, all sets
          ratio_sklearn  scikit-learn's wall time over ours
@@ -24,6 +26,7 @@ from aut.probes.fitting import Fit, logistic
 from aut.probes.splits import Division, divide, inner_folds
 from benchmarks._common import arguments, finish, machine, say
 
+TOLERANCE = 1e-6
 BASIC = {"test_fold": None, "repeats": 1, "labels": None, "exclude": None, "solver": "logistic"}
 SHAPES = {  # clips, classes, clips of a recording, folds, random test share
     "esc50": (2000, 50, 1, "official", None),
@@ -76,7 +79,7 @@ def agreement(x: np.ndarray, y: np.ndarray, ours: list[Fit], settings: Probe) ->
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
-    settings = read_params(Path(__file__).parents[1] / "params.yaml").probe
+    settings = read_params(Path(__file__).parents[1] / "params.yaml").probe.model_copy(update={"tolerance": TOLERANCE})
     width, seeds = (64, 2) if options.quick else (1280, 10)
     took, peer, agree = 0.0, 0.0, 100.0
     for name, (clips, classes, each, folds, fraction) in SHAPES.items():

@@ -93,7 +93,7 @@ def _slope(z_BMC: Array, y_BM: NDArray[np.int64]) -> Array:
     z_BMC -= z_BMC.max(axis=2, keepdims=True)
     np.exp(z_BMC, out=z_BMC)
     z_BMC /= z_BMC.sum(axis=2, keepdims=True)
-    fit, row = np.indices(y_BM.shape, sparse=True)
+    fit, row = np.ogrid[: y_BM.shape[0], : y_BM.shape[1]]
     z_BMC[fit, row, y_BM] -= 1.0
     z_BMC /= np.float32(y_BM.shape[1])
     return z_BMC

@@ -81,7 +81,7 @@ def probe(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
         raise ConfigError(f"probe.sets.{probe_set} names no protocol", "name one, e.g. grouped")
     frame = _concat(rows)
     domain = str(params.sources[probe_set].domain)
-    about = {"set": probe_set, "domain": domain, "encoder": encoder}
+    about: dict[str, Any] = {"set": probe_set, "domain": domain, "encoder": encoder}
     about |= {"clips": clips.height, "recordings": clips["source_id"].n_unique()}
     with replacing(layout.probe(encoder, probe_set)) as draft:
         frame.write_parquet(draft / "predictions.parquet")
