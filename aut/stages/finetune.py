@@ -50,7 +50,8 @@ def finetune(params: Params, layout: Layout, track: Tracker, arm: str, seed: int
     job, matching = _job(params, layout, mixture, arm, seed, weights)
     track.dataset("mixture", mixture.digest, mixture.length, layout.mixture)
     track.params({"arm": arm, "seed": seed, "steps": job.plan.steps, "clips": job.plan.clips} | matching)
-    facts = {"arm": arm, "seed": seed, "base_digest": weights, "mixture_digest": mixture.digest} | matching
+    facts: dict[str, float | int | str] = {"arm": arm, "seed": seed}
+    facts |= {"base_digest": weights, "mixture_digest": mixture.digest, **matching}
     with workplace(job, layout) as work:
         from aut.training.model import open_whisper
 

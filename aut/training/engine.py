@@ -108,7 +108,7 @@ class Engine:
         return nullcontext()
 
     def _backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+        torch.autograd.backward(loss)
 
 
 class Parallel(Engine):

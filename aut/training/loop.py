@@ -93,8 +93,8 @@ def _step(run: Run, state: State, batch: Batch) -> None:
     engine.clear()
     counts = [sum(m.tokens for m in batch.micros), len(batch.row_ids), batch.replaced, batch.seconds, batch.padded_s]
     tokens, clips, replaced, valid_s, padded_s = engine.total(torch.tensor(counts, dtype=torch.float64)).tolist()
-    loss_G, tokens_G = engine.accumulate(batch.micros, tokens)
-    loss_G, tokens_G = engine.total(loss_G).tolist(), engine.total(tokens_G).tolist()
+    sums = engine.accumulate(batch.micros, tokens)
+    loss_G, tokens_G = (engine.total(values).tolist() for values in sums)
     loss, norm = sum(loss_G) / tokens, engine.gradient_norm()
     lr = learning_rate(run.schedule, step, run.plan.steps)
     if math.isfinite(loss) and math.isfinite(norm):

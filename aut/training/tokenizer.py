@@ -82,12 +82,11 @@ class Targets:
             raise MissingInput(f"{path} is missing", "the base stage writes it: run `aut base base`")
         self._tokenizer = Tokenizer.from_file(str(path))
         names = (SOT, f"<|{language}|>", TRANSCRIBE, NO_TIMESTAMPS)
-        ids = [self._tokenizer.token_to_id(name) for name in names]
-        if None in ids:
-            missing = names[ids.index(None)]
+        ids = {name: self._tokenizer.token_to_id(name) for name in (*names, EOT)}
+        if missing := next((name for name, found in ids.items() if found is None), ""):
             raise ConfigError(f"{path} has no token {missing}", "set training.language to one the tokenizer knows")
-        self.prompt: list[int] = ids
-        self.end = int(self._tokenizer.token_to_id(EOT))
+        self.prompt = [int(ids[name] or 0) for name in names]
+        self.end = int(ids[EOT] or 0)
 
     def __call__(self, text: str) -> list[int]:
         """At most DECODER_TOKENS + 1 ids, of which the last is the end: the decoder sees all but that one."""

@@ -108,7 +108,7 @@ def test_losses_that_are_not_finite_stop_after_three_and_name_rows(case, tmp_pat
     whisper = whisper_of(case)
     with torch.no_grad():
         whisper.model.encoder.conv1.weight.fill_(float("nan"))
-    with pytest.raises(DataError, match="3 steps in a row were not finite.*noise/"):
+    with pytest.raises(DataError, match=r"3 steps in a row were not finite.*noise/"):
         execute(job_of(case, 6), whisper, case, {"noise": case}, tmp_path, Silent())
 
 

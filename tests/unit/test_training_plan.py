@@ -1,5 +1,7 @@
 """Steps as arithmetic: positions, learning rate, arms matched in steps and in audio."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,7 +54,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(schedule(), k, 10) for k in range(10)]
     assert rates[:2] == pytest.approx([0.5e-3, 1e-3])
     assert rates[2] == pytest.approx(1e-3)
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
     assert learning_rate(schedule(), 10, 10) == pytest.approx(0.0, abs=1e-12)
 
 

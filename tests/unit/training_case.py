@@ -77,3 +77,9 @@ def main(case: str, work: str) -> None:
 
     folder = Path(case)
     execute(job_of(folder, 6), whisper_of(folder), folder, {"noise": folder}, Path(work), Silent())
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(*sys.argv[1:])
