@@ -9,7 +9,7 @@ Why   a step is the same clips whatever computes it: positions are arithmetic, a
 Run   `for batch in Loader(...).steps(plan, first=0): ...`
 
 AUT_LOADERS   decoding threads (default: as many as the torch threads; decoding releases the interpreter's lock)
-AUT_MICRO_S   padded seconds a micro-batch may hold (default 60 on a CPU, 960 on a GPU: 32 clips of 30 s)
+AUT_MICRO_S   padded seconds a micro-batch may hold (default 20 on a CPU, 960 on a GPU: 32 clips of 30 s)
 
 `B` clips, `T` samples, `L` target tokens.
 """
@@ -250,4 +250,4 @@ class Cache:
 
 def budget_s(device: str) -> float:
     """Padded seconds of one micro-batch, a matter of memory: AUT_MICRO_S, or what fits the device usually."""
-    return float(os.environ.get("AUT_MICRO_S") or (60.0 if device == "cpu" else 960.0))
+    return float(os.environ.get("AUT_MICRO_S") or (20.0 if device == "cpu" else 960.0))
