@@ -51,13 +51,14 @@ def matched(full: Plan, all_rows: Kept, own_rows: Kept, max_s: float) -> Plan:
     """The plan over `own_rows` with as many steps, and at least as many valid seconds, as `full` over `all_rows`."""
     wanted_s = seconds(all_rows, full.clips, max_s)
     reached_s, start = 0.0, 0
+    block = min(BLOCK, full.clips)  # of like size: a small set would be gone through many times for nothing
     while True:
-        block_s = np.minimum(own_rows.seconds(np.arange(start, start + BLOCK, dtype=np.int64)), max_s)
+        block_s = np.minimum(own_rows.seconds(np.arange(start, start + block, dtype=np.int64)), max_s)
         total_s = reached_s + np.cumsum(block_s)
         if total_s[-1] >= wanted_s:
             clips = start + int(np.searchsorted(total_s, wanted_s, side="left")) + 1
             return Plan(full.steps, max(clips, full.steps))
-        reached_s, start = float(total_s[-1]), start + BLOCK
+        reached_s, start = float(total_s[-1]), start + block
 
 
 def seconds(order: Kept, clips: int, max_s: float) -> float:
