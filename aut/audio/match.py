@@ -2,8 +2,9 @@
 
 In    fingerprints (aut/audio/fingerprint.py): the few clips that are indexed, and a stream of others
 Out   for each clip of the stream the indexed clips it shares sound with, a score in [0, 1] and the offset
-Why   a key is the 16 signs of two frames 192 ms apart; equal keys vote for (indexed clip, offset), and the best
-      few are compared trit by trit at three playing speeds. The mean of each band's trits is taken away first:
+Why   a key is the 8 low or the 8 high signs of three frames 128 ms apart: a sound that fills half of the bands, and
+      a noise that fills the other half, leave keys alone. Equal keys vote for (indexed clip, offset), and the best few
+      are compared trit by trit at three playing speeds. The mean of each band's trits is taken away first:
       two different notes of one pitch decay alike, a copy also wavers alike.
 Price an indexed second costs 31 keys times 2 ** FLIPS postings of 12 bytes; memory grows with the indexed side only.
 Run   python -m benchmarks.screen --quick
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,41 +23,57 @@ from aut.audio.fingerprint import BITS, HOP_S, trits
 
 Words = NDArray[np.uint32]
 
-GAP = 6  # hops between the two frames of a key: further apart than their windows overlap much
+HALF = 8  # signs of a frame in a key: half of the bands, because noise seldom spares all of them
+FRAMES = 3  # of a key
+GAP = 4  # hops between its frames
+SPAN = GAP * (FRAMES - 1)
 FLIPS = 4  # untrusted signs of an indexed key that are tried both ways
-MIN_TRUSTED = 8  # of a key's 32 signs: fewer say too little to vote
+MIN_TRUSTED = 6  # of a key's 24 signs: fewer say too little to vote
 COMMON = 2048  # postings: a key more frequent than this is a stop word
 DIAGONAL = 4  # offsets closer than this many hops vote together
-CANDIDATES = 8  # proved for each clip of the stream
+CANDIDATES = 12  # proved for each clip of the stream
 RATES = (1.0, 0.98, 1.02)  # playing speeds tried
-JITTER = 3  # hops around the voted offset
-STEADY = 0.8  # share of each band's mean trit that is taken away; the rest still tells two steady notes apart
+GIVE_UP = 0.05  # at normal speed: a chance vote scores less, a copy 2 % off still 0.1
+COARSE = (-2, 0, 2)  # hops around the voted offset; the best is refined by one
+STEADY = 0.4  # share of each band's mean trit that is taken away; the rest still tells two steady notes apart
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """`clip` shares sound with indexed clip `probe`: its start lies at `offset_s` of the indexed clip."""
+    """A clip shares sound with indexed clip `probe`: its start lies at `offset_s` of the indexed clip."""
 
-    clip: int
     probe: int
     score: float
     offset_s: float
 
 
-def keys(words: Words, flips: int = 0) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+def keys(words: Words, flips: int = 0, one_in: int = 1) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     """Keys of a clip and the frame each starts at; `flips` untrusted signs are tried both ways.
 
-    A key that repeats its predecessor is left out, so a steady tone votes once.
+    A key that repeats its predecessor is left out, so a steady tone votes once. `one_in` keeps the keys whose hash
+    says so, the same on both sides: what an index of a very large pool can afford.
     """
-    if len(words) <= GAP:
-        return np.zeros(0, np.uint32), np.zeros(0, np.int32)
-    first, second = words[:-GAP], words[GAP:]
-    key = (first & 0xFFFF) << np.uint32(BITS) | (second & 0xFFFF)
-    trusted = (first >> np.uint32(BITS)) << np.uint32(BITS) | (second >> np.uint32(BITS))
+    low, high = _half(words, 0, flips), _half(words, HALF, flips)
+    key, at = np.concatenate([low[0], high[0]]), np.concatenate([low[1], high[1]])
+    if one_in == 1:
+        return key, at
+    kept = (key * np.uint32(2654435761) >> np.uint32(8)) % np.uint32(one_in) == 0  # Knuth's multiplicative hash
+    return key[kept], at[kept]
+
+
+def _half(words: Words, band: int, flips: int) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    count = max(len(words) - SPAN, 0)
+    key, trusted = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
+    for f in range(0, SPAN + 1, GAP):
+        frame = words[f : f + count] >> np.uint32(band)
+        key = key << np.uint32(HALF) | frame & np.uint32(0xFF)
+        trusted = trusted << np.uint32(HALF) | frame >> np.uint32(BITS) & np.uint32(0xFF)
     telling: NDArray[np.bool_] = np.bitwise_count(trusted) >= MIN_TRUSTED
     telling[1:] &= key[1:] != key[:-1]
     at = np.flatnonzero(telling).astype(np.int32)
-    return _flipped(key[at], trusted[at] ^ np.uint32(0xFFFFFFFF), at, flips)
+    doubtful = trusted[at] ^ np.uint32((1 << HALF * FRAMES) - 1)
+    found, where = _flipped(key[at], doubtful.astype(np.uint32), at, flips)
+    return found | np.uint32(band // HALF << HALF * FRAMES), where
 
 
 def _flipped(
@@ -76,51 +93,29 @@ def _flipped(
     return (pair >> np.uint64(32)).astype(np.uint32), (pair & np.uint64(0xFFFFFFFF)).astype(np.int32)
 
 
-class Index:
-    """The indexed clips: postings sorted by key, and their trits for the proof."""
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Where each key occurs: three columns sorted by key."""
 
-    def __init__(self, clips: Sequence[Words], flips: int = FLIPS) -> None:
-        found = [keys(words, flips) for words in clips]
-        key = np.concatenate([k for k, _ in found] or [np.zeros(0, np.uint32)])
-        order = np.argsort(key, kind="stable")
-        self.key = key[order]
-        self.clip = np.repeat(np.arange(len(found), dtype=np.int32), [len(k) for k, _ in found])[order]
-        self.frame = np.concatenate([at for _, at in found] or [np.zeros(0, np.int32)])[order]
-        self.size = len(clips)
-        self.profiles = [Profile.of(words) for words in clips]
+    key: NDArray[np.uint32]
+    clip: NDArray[np.int32]
+    frame: NDArray[Any]  # integers; 16 bits do for clips under half an hour
+    one_in: int = 1
 
     @property
     def nbytes(self) -> int:
         return int(self.key.nbytes + self.clip.nbytes + self.frame.nbytes)
 
-    def matches(self, words: Words, threshold: float, min_match_s: float, clip: int = 0) -> list[Match]:
-        """Indexed clips whose score with `words` reaches `threshold`, best first."""
-        voted = self.candidates(words)
-        if not len(voted):
-            return []
-        mine = Profile.of(words)
-        out = []
-        for probe, at, frame in voted.tolist():
-            score, offset = proof(mine, self.profiles[probe], at, frame, min_match_s)
-            if score >= threshold:
-                out.append(Match(clip, probe, round(score, 4), round(offset * HOP_S, 3)))
-        best: dict[int, Match] = {}
-        for match in out:
-            if match.probe not in best or match.score > best[match.probe].score:
-                best[match.probe] = match
-        return sorted(best.values(), key=lambda m: (-m.score, m.probe))
-
-    def candidates(self, words: Words) -> NDArray[np.int64]:
+    def candidates(self, words: Words, flips: int = 0) -> NDArray[np.int64]:
         """[up to CANDIDATES, (indexed clip, frame of `words`, frame of the indexed clip)], most voted first."""
-        key, at = keys(words)
+        key, at = keys(words, flips, self.one_in)
         low, high = np.searchsorted(self.key, key, "left"), np.searchsorted(self.key, key, "right")
         count = high - low
         count[count > COMMON] = 0
         total = int(count.sum())
         if not total:
             return np.zeros((0, 3), np.int64)
-        start = np.repeat(low - np.cumsum(count) + count, count)
-        posting = start + np.arange(total)
+        posting = np.repeat(low - np.cumsum(count) + count, count) + np.arange(total)
         mine = np.repeat(at, count).astype(np.int64)
         clip, frame = self.clip[posting].astype(np.int64), self.frame[posting].astype(np.int64)
         cell = clip << 32 | (frame - mine + (1 << 30)) // DIAGONAL
@@ -130,6 +125,30 @@ class Index:
         top = np.argsort(-votes, kind="stable")[:CANDIDATES]
         middle = order[starts[top] + votes[top] // 2]
         return np.stack([clip[middle], mine[middle], frame[middle]], axis=1)
+
+
+class Index:
+    """The indexed clips: postings, and their trits for the proof."""
+
+    def __init__(self, clips: Sequence[Words], flips: int = FLIPS, one_in: int = 1) -> None:
+        found = [keys(words, flips, one_in) for words in clips]
+        key = np.concatenate([k for k, _ in found] or [np.zeros(0, np.uint32)])
+        frame = np.concatenate([at for _, at in found] or [np.zeros(0, np.int32)])
+        order = np.argsort(key, kind="stable")
+        clip = np.repeat(np.arange(len(found), dtype=np.int32), [len(k) for k, _ in found])
+        self.postings = Postings(key[order], clip[order], frame[order], one_in)
+        self.profiles = [Profile.of(words) for words in clips]
+
+    def matches(self, words: Words, threshold: float, min_match_s: float) -> list[Match]:
+        """Indexed clips whose score with `words` reaches `threshold`, best first, each once."""
+        voted = self.postings.candidates(words)
+        best: dict[int, Match] = {}
+        mine = Profile.of(words if len(voted) else words[:0])
+        for probe, at, frame in voted.tolist():
+            score, offset = proof(mine, self.profiles[probe], at, frame, min_match_s)
+            if score >= threshold and (probe not in best or score > best[probe].score):
+                best[probe] = Match(probe, round(score, 4), round(offset * HOP_S, 3))
+        return sorted(best.values(), key=lambda m: (-m.score, m.probe))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,23 +175,25 @@ def proof(mine: Profile, theirs: Profile, at: int, frame: int, min_match_s: floa
     one as short as `min_match_s` 0.71 of it.
     """
     k = min_match_s / HOP_S * BITS
-    best, offset = 0.0, 0.0
-    n = len(mine.moves)
-    for rate, shift in product(RATES, range(-JITTER, JITTER + 1)):
-        first = frame + shift - at * rate
-        i0 = max(0, int(np.ceil(-first / rate)))
-        i1 = min(n, int(np.floor((len(theirs.moves) - 1 - first) / rate)) + 1)
-        if i1 <= i0:
-            continue
-        rows = np.rint(first + np.arange(i0, i1) * rate).astype(np.int64)
-        rows = rows[(rows >= 0) & (rows < len(theirs.moves))][: i1 - i0]
-        i1 = i0 + len(rows)
-        c = float(np.vdot(mine.moves[i0:i1], theirs.moves[rows]))
-        if c <= 0:
-            continue
-        energy = (mine.energy[i1] - mine.energy[i0]) * float(theirs.energy[rows[-1] + 1] - theirs.energy[rows[0]])
-        g = np.sqrt(max(energy, 1.0))
-        score = float(c / np.sqrt(g * (g + k)))
-        if score > best:
-            best, offset = min(score, 1.0), first
-    return best, offset
+    best = (0.0, 0.0, 1.0, 0)
+    for rate in RATES:
+        tried = [(*_agreement(mine, theirs, frame + shift - at * rate, rate, k), rate, shift) for shift in COARSE]
+        best = max([best, *tried], key=lambda found: found[0])
+        if best[0] < GIVE_UP:
+            return 0.0, 0.0
+    _, _, rate, shift = best
+    fine = [_agreement(mine, theirs, frame + s - at * rate, rate, k) for s in (shift - 1, shift + 1)]
+    return max([best[:2], *fine], key=lambda found: found[0])
+
+
+def _agreement(mine: Profile, theirs: Profile, first: float, rate: float, k: float) -> tuple[float, float]:
+    """(score, first): frame i of mine against frame `first + rate * i` of theirs."""
+    start = max(0, int(np.ceil(-first / rate)))
+    stop = min(len(mine.moves), int((len(theirs.moves) - 1 - first) // rate) + 1)
+    if stop <= start:
+        return 0.0, first
+    rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64).clip(0, len(theirs.moves) - 1)
+    c = float(np.vdot(mine.moves[start:stop], theirs.moves[rows]))
+    energy = (mine.energy[stop] - mine.energy[start]) * (theirs.energy[rows[-1] + 1] - theirs.energy[rows[0]])
+    g = max(float(energy), 1.0) ** 0.5
+    return min(max(c / (g * (g + k)) ** 0.5, 0.0), 1.0), first

@@ -1,0 +1,294 @@
+"""Screen: are planted copies of real clips found, is nothing else, and how fast?
+
+In    real recordings (--audio FOLDER or AUT_TEST_AUDIO: folders with <folder>.csv and audio/), else generated ones
+Out   recall_<change> (percent of copies of clips of 3 s and more that the acoustic gate alone ties to their original,
+      the whole collection indexed), false_pair_rate (share of pairs of distinct recordings, each an ordered query,
+      that it flags), realtime_x (decode and fingerprint, one core), lookup_ms (20M clips indexed; --quick: 1M)
+Why   the peers see the same copies: Shazam-style landmarks (peers/landmarks.py), chromaprint where its library is
+Run   python -m benchmarks.screen [--quick] [--audio FOLDER] [--keep]
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from aut.audio.fingerprint import fingerprint
+from aut.audio.match import CANDIDATES, FLIPS, Index, Postings, Profile, keys, proof
+from benchmarks._common import arguments, finish, machine, say
+from benchmarks.peers import chromaprint, landmarks
+
+Pcm = NDArray[np.float32]
+RATE = 16_000
+LONG_S = 3.0
+THRESHOLD, MIN_MATCH_S = 0.3, 2.0  # conf/common.yaml
+ONE_IN = 16  # of the keys, in the index of 20M clips
+
+
+@dataclass(frozen=True)
+class Recording:
+    name: str
+    domain: str
+    origin: str  # clips of one origin may share sound
+    data: bytes  # as stored
+    pcm_T: Pcm
+
+
+# --- what a copy goes through ------------------------------------------------------------------------------------
+
+
+def _codec(fmt: str, subtype: str, level: float) -> Callable[[Pcm, np.random.Generator], Pcm]:
+    def through(x: Pcm, _: np.random.Generator) -> Pcm:
+        stream = io.BytesIO()
+        mode = {"bitrate_mode": "CONSTANT"} if fmt == "MP3" else {}
+        sf.write(stream, x, RATE, format=fmt, subtype=subtype, compression_level=level, **mode)
+        stream.seek(0)
+        return np.asarray(sf.read(stream, dtype="float32")[0])
+
+    return through
+
+
+def _gain(db: float, clip: bool) -> Callable[[Pcm, np.random.Generator], Pcm]:
+    def through(x: Pcm, _: np.random.Generator) -> Pcm:
+        y = x * np.float32(10 ** (db / 20))
+        return np.round(np.clip(y, -1, 1) * 32767).astype(np.float32) / np.float32(32768) if clip else y
+
+    return through
+
+
+def _eight_khz(x: Pcm, _: np.random.Generator) -> Pcm:
+    return np.asarray(soxr.resample(soxr.resample(x, RATE, 8000), 8000, RATE), np.float32)
+
+
+def _half(x: Pcm, rng: np.random.Generator) -> Pcm:
+    start = int(rng.integers(0, len(x) - len(x) // 2))
+    return x[start : start + len(x) // 2]
+
+
+def _noise(x: Pcm, rng: np.random.Generator) -> Pcm:
+    return np.asarray(x + rng.standard_normal(len(x)) * np.sqrt(np.mean(x**2) / 100), np.float32)
+
+
+def _speed(ratio: float) -> Callable[[Pcm, np.random.Generator], Pcm]:
+    return lambda x, _: np.asarray(soxr.resample(x, RATE * ratio, RATE), np.float32)
+
+
+# figure -> the changes it averages. 64 kbit/s at 16 kHz mono: MP3 level 0.6 (CBR), Vorbis level 0.1 (VBR).
+CHANGES: dict[str, dict[str, Callable[[Pcm, np.random.Generator], Pcm]]] = {
+    "identical": {"same": lambda x, _: x},
+    "gain": {"-12 dB, 16 bit": _gain(-12, True), "+12 dB": _gain(12, False)},
+    "codec": {"mp3": _codec("MP3", "MPEG_LAYER_III", 0.6), "ogg": _codec("OGG", "VORBIS", 0.1)},
+    "8k": {"8 kHz": _eight_khz},
+    "crop": {"half": _half},
+    "noise": {"20 dB": _noise},
+    "speed": {"+2 %": _speed(1.02), "-2 %": _speed(0.98)},
+}
+HARDER = {"gain_clipped": {"+12 dB, 16 bit, clipped": _gain(12, True)}}  # most of these clips are normalised to full
+
+
+# --- recordings --------------------------------------------------------------------------------------------------
+
+_DOMAINS = {"esc": "environment", "speech": "speech", "spoken": "speech", "music": "music", "jamendo": "music"}
+
+
+def real(root: Path) -> list[Recording]:
+    """Every clip of every `<folder>/<folder>.csv`. ESC folders share their Freesound sources."""
+    found = []
+    for table in sorted(root.glob("*/*.csv")):
+        if table.stem != table.parent.name:
+            continue
+        domain = next((d for word, d in _DOMAINS.items() if word in table.stem), "speech")
+        family = "esc" if table.stem.startswith("esc") else table.stem
+        with table.open() as rows:
+            for row in csv.DictReader(rows):
+                data = (table.parent / row["filename"]).read_bytes()
+                pcm = np.asarray(sf.read(io.BytesIO(data), dtype="float32")[0])
+                found.append(Recording(row["filename"], domain, f"{family}:{row['source_id']}", data, pcm))
+    return found
+
+
+def generated(count: int) -> list[Recording]:
+    """Recordings of about 5 s made of five generated clips of one part."""
+    from aut.datasets import toy
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part, domain in zip(toy.PARTS, ("speech", "environment", "music"), strict=True):
+            toy.prepare(Path(folder), part, 5 * count, 0, workers=1)
+            rows = list(toy.clips(Path(folder), part, 5 * count, 0))
+            for n in range(count):
+                uris = [Path(folder) / row.uri for row in rows[n::count]]
+                pcm = np.concatenate([sf.read(uri, dtype="float32")[0] for uri in uris])
+                stream = io.BytesIO()
+                sf.write(stream, pcm, RATE, format="FLAC")
+                found.append(Recording(f"{part}-{n}", domain, f"{part}-{n}", stream.getvalue(), pcm))
+    return found
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def ours(recordings: Sequence[Recording]) -> Callable[[Pcm], set[int]]:
+    """A function that names the indexed recordings a clip overlaps."""
+    index = Index([fingerprint(r.pcm_T) for r in recordings])
+    return lambda x: {m.probe for m in index.matches(fingerprint(x), THRESHOLD, MIN_MATCH_S)}
+
+
+def recalls(
+    recordings: Sequence[Recording], chosen: Sequence[int], find: Callable[[Pcm], set[int]], harder: bool = False
+) -> dict[str, float]:
+    """Percent of the chosen recordings' copies that are tied to their original, by figure."""
+    out = {}
+    for figure, changes in (CHANGES | (HARDER if harder else {})).items():
+        hits = [
+            i in find(change(recordings[i].pcm_T, np.random.default_rng([1, i])))
+            for change in changes.values()
+            for i in chosen
+        ]
+        out[figure] = 100.0 * float(np.mean(hits))
+        say(f"  {figure}: {out[figure]:.1f} %")
+    return out
+
+
+def false_pairs(
+    recordings: Sequence[Recording], asked: Sequence[int], find: Callable[[Pcm], set[int]]
+) -> tuple[float, int, list[str]]:
+    """(share of pairs of distinct recordings flagged, those across domains, what they are)."""
+    pairs, told, across = 0, [], 0
+    origin = np.array([r.origin for r in recordings])
+    for i in asked:
+        mine = recordings[i]
+        pairs += int((origin != mine.origin).sum())
+        for j in sorted(find(mine.pcm_T)):
+            if recordings[j].origin != mine.origin:
+                told.append(f"{mine.name} | {recordings[j].name}")
+                across += recordings[j].domain != mine.domain
+    return len(told) / max(pairs, 1), across, told
+
+
+def realtime(recordings: Sequence[Recording]) -> float:
+    """Seconds of audio decoded and fingerprinted in a second of one core."""
+    start = time.process_time()
+    seconds = 0.0
+    for r in recordings:
+        pcm = sf.read(io.BytesIO(r.data), dtype="float32")[0]
+        fingerprint(pcm)
+        seconds += len(pcm) / RATE
+    return seconds / (time.process_time() - start)
+
+
+def lookup(recordings: Sequence[Recording], clips: int, asked: int = 200) -> tuple[float, float]:
+    """(milliseconds a query, index size in GB) with `clips` indexed, one key in ONE_IN, keys as frequent as here."""
+    rng = np.random.default_rng(7)
+    words = [fingerprint(r.pcm_T) for r in recordings if len(r.pcm_T) >= LONG_S * RATE]
+    seen, counts = np.unique(np.concatenate([keys(w, 0, ONE_IN)[0] for w in words]), return_counts=True)
+    # A key of one clip in a thousand here would be one in a thousand there; the unseen ones are drawn evenly.
+    postings = int(counts.sum() * clips / len(words))
+    space = np.arange(1 << 25, dtype=np.uint32)
+    space = space[(space * np.uint32(2654435761) >> np.uint32(8)) % np.uint32(ONE_IN) == 0]
+    weight = np.full(len(space), counts[counts == 1].sum() / len(space))
+    repeated = counts > 1
+    np.add.at(weight, np.searchsorted(space, seen[repeated]), counts[repeated])
+    often = rng.multinomial(postings, weight / weight.sum())
+    index = Postings(
+        np.repeat(space, often),
+        rng.integers(0, clips, postings, dtype=np.int32),
+        rng.integers(0, 312, postings, dtype=np.uint16),
+        ONE_IN,
+    )
+    profiles = [Profile.of(w) for w in words[:CANDIDATES]]
+    start = time.process_time()
+    for n in range(asked):
+        query = words[n % len(words)]
+        mine = Profile.of(query)
+        for (_, at, frame), theirs in zip(index.candidates(query).tolist(), profiles, strict=False):
+            proof(mine, theirs, at, min(frame, len(theirs.moves) - 1), MIN_MATCH_S)
+    return 1000 * (time.process_time() - start) / asked, index.nbytes / 1e9
+
+
+def by_length(recordings: Sequence[Recording], find: Callable[[Pcm], set[int]], limit: int) -> dict[str, float]:
+    """Percent of MP3 copies found, for clips shorter than 3 s."""
+    out = {}
+    mp3 = CHANGES["codec"]["mp3"]
+    for low, high in ((0.0, 0.5), (0.5, 1.0), (1.0, 3.0)):
+        some = [i for i, r in enumerate(recordings) if low <= len(r.pcm_T) / RATE < high][:limit]
+        if some:
+            rng = np.random.default_rng(0)
+            out[f"{low:g}-{high:g} s"] = 100.0 * float(
+                np.mean([i in find(mp3(recordings[i].pcm_T, rng)) for i in some])
+            )
+    return out
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--audio", type=Path, default=os.environ.get("AUT_TEST_AUDIO"))
+    args = parser.parse_args()
+    recordings = real(Path(args.audio)) if args.audio else generated(30 if args.quick else 150)
+    say(f"{len(recordings)} recordings, {'real' if args.audio else 'generated'}")
+    rng = np.random.default_rng(0)
+    long = [i for i, r in enumerate(recordings) if len(r.pcm_T) >= LONG_S * RATE]
+    chosen = sorted(rng.choice(long, min(len(long), 60 if args.quick else 600), replace=False).tolist())
+    find = ours(recordings)
+    say("ours")
+    found = recalls(recordings, chosen, find, harder=True)
+    asked = range(len(recordings)) if not args.quick else range(0, len(recordings), 8)
+    rate, across, told = false_pairs(recordings, asked, find)
+    milliseconds, size_gb = lookup(recordings, 1_000_000 if args.quick else 20_000_000)
+    figures = {f"recall_{k}": v for k, v in found.items()} | {
+        "false_pair_rate": rate,
+        "false_pairs_across_domains": float(across),
+        "realtime_x": realtime(recordings[:: 8 if args.quick else 1]),
+        "lookup_ms": milliseconds,
+        "lookup_index_gb": size_gb,
+    }
+    few = chosen[:: max(1, len(chosen) // (30 if args.quick else 300))]
+    peers = {
+        name: _peer(name, module.finder, recordings, few)
+        for name, module in (("landmarks", landmarks), ("chromaprint", chromaprint))
+    }
+    facts = {
+        "machine": machine("numpy", "scipy", "soundfile", "soxr"),
+        "note": "one core, machine shared with other work",
+        "recordings": len(recordings),
+        "copies_of": len(chosen),
+        "threshold": THRESHOLD,
+        "min_match_s": MIN_MATCH_S,
+        "flips": FLIPS,
+        "one_in": ONE_IN,
+        "short_clips_mp3_recall": by_length(recordings, find, 30 if args.quick else 10_000),
+        "false_pairs": told,
+        "peers": peers,
+    }
+    finish("screen", figures, args.keep, facts)
+
+
+def _peer(
+    name: str,
+    finder: Callable[[Sequence[Pcm]], Callable[[Pcm], set[int]] | None],
+    recordings: Sequence[Recording],
+    chosen: Sequence[int],
+) -> dict[str, object]:
+    say(name)
+    find = finder([r.pcm_T for r in recordings])
+    if find is None:
+        say("  missing")
+        return {"missing": "its library is not on this machine"}
+    found = recalls(recordings, chosen, find)
+    rate, across, _ = false_pairs(recordings, chosen, find)
+    return {**found, "copies_of": len(chosen), "false_pair_rate": rate, "false_pairs_across_domains": across}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The screen: each gate alone, planted copies of every kind, nothing else, and a report that is safe to open."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from aut.audio.fingerprint import HOP_S, fingerprint, trits
+from aut.audio.match import Index, keys
+from aut.contracts import Silent
+from aut.errors import DataError, GateError, MissingInput
+from aut.files import digest_tree
+from aut.layout import Layout
+from aut.screening.gates import known_ids
+from aut.stages.screen import screen
+from aut.units import RATE_HZ
+from tests.unit.screen_fixture import params_of, source, write_source
+
+Pcm = NDArray[np.float32]
+THRESHOLD, MIN_MATCH_S = 0.3, 2.0  # conf/common.yaml
+
+
+def sound(seed: int, seconds: float = 5.0) -> Pcm:
+    """Bursts of noise, chirps and vowel-like tones with silences: as varied as a recording."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros(int(seconds * RATE_HZ))
+    at = 0
+    while at < len(x):
+        n = min(int(rng.uniform(0.1, 0.5) * RATE_HZ), len(x) - at)
+        t = np.arange(n) / RATE_HZ
+        f0, glide = rng.uniform(100, 900), rng.uniform(-800, 800)
+        kind = rng.integers(3)
+        if kind == 0:
+            piece = np.convolve(rng.standard_normal(n), np.hanning(rng.integers(3, 24)), "same") * 0.2
+        elif kind == 1:
+            piece = np.sin(2 * np.pi * (f0 * t + glide * t**2))
+        else:
+            piece = sum(rng.uniform() / h * np.sin(2 * np.pi * h * f0 * t) for h in range(1, 7))
+        x[at : at + n] = piece * np.hanning(n) * rng.uniform(0.2, 1.0)
+        at += n + int(rng.uniform(0, 0.1) * RATE_HZ)
+    return (0.3 * x / np.abs(x).max()).astype(np.float32)
+
+
+def through(fmt: str, level: float, **options: str) -> Callable[[Pcm], Pcm]:
+    def change(x: Pcm) -> Pcm:
+        stream = io.BytesIO()
+        sf.write(stream, x, RATE_HZ, format=fmt, compression_level=level, **options)
+        stream.seek(0)
+        return np.asarray(sf.read(stream, dtype="float32")[0])
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Pcm], Pcm]] = {
+    "identical": lambda x: x,
+    "louder": lambda x: x * np.float32(4),
+    "softer": lambda x: np.round(x / 4 * 32767).astype(np.float32) / 32767,
+    "mp3": through("MP3", 0.6, subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT"),
+    "ogg": through("OGG", 0.1, subtype="VORBIS"),
+    "8 kHz": lambda x: soxr.resample(soxr.resample(x, RATE_HZ, 8000), 8000, RATE_HZ),
+    "half": lambda x: x[len(x) // 4 + 137 : 3 * len(x) // 4],
+    "noise": lambda x: (
+        x + np.random.default_rng(0).standard_normal(len(x)).astype(np.float32) * np.float32(x.std() / 10)
+    ),
+    "faster": lambda x: soxr.resample(x, RATE_HZ * 1.02, RATE_HZ),
+    "slower": lambda x: soxr.resample(x, RATE_HZ * 0.98, RATE_HZ),
+}
+
+
+@pytest.fixture(scope="module")
+def index() -> Index:
+    return Index([fingerprint(sound(seed)) for seed in range(40)])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_copy_is_tied_to_its_original_and_to_nothing_else(index: Index, change: str) -> None:
+    for seed in range(0, 40, 4):
+        found = index.matches(fingerprint(CHANGES[change](sound(seed))), THRESHOLD, MIN_MATCH_S)
+        assert [m.probe for m in found] == [seed]
+
+
+def test_distinct_sounds_do_not_match(index: Index) -> None:
+    assert not any(index.matches(fingerprint(sound(seed)), THRESHOLD, MIN_MATCH_S) for seed in range(100, 160))
+
+
+def test_the_offset_says_where_the_copy_starts(index: Index) -> None:
+    found = index.matches(fingerprint(sound(7)[24_000:64_000]), THRESHOLD, MIN_MATCH_S)
+    assert found[0].offset_s == pytest.approx(1.5, abs=HOP_S)
+
+
+def test_digital_silence_and_padding_match_nothing() -> None:
+    silence = np.zeros(5 * RATE_HZ, np.float32)
+    assert not fingerprint(silence).any()
+    barks = [np.concatenate([sound(seed, 1.0), silence[RATE_HZ:]]) for seed in range(20)]
+    index = Index([fingerprint(x) for x in [silence, *barks]])
+    assert index.matches(fingerprint(silence), 0.0, MIN_MATCH_S) == []
+    found = [{m.probe for m in index.matches(fingerprint(x), THRESHOLD, MIN_MATCH_S)} for x in barks]
+    assert found == [{n + 1} for n in range(20)]
+
+
+def test_stationary_noise_matches_only_itself() -> None:
+    rain = [np.random.default_rng(n).standard_normal(5 * RATE_HZ).astype(np.float32) * 0.1 for n in range(20)]
+    index = Index([fingerprint(x) for x in rain])
+    found = [{m.probe for m in index.matches(fingerprint(x), THRESHOLD, MIN_MATCH_S)} for x in rain]
+    assert found == [{n} for n in range(20)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 4096, 4096 + 3 * 512])
+def test_short_clips_give_no_or_one_word(length: int) -> None:
+    words = fingerprint(sound(3)[:length])
+    assert words.dtype == np.uint32
+    assert len(words) == (length >= 4096 + 3 * 512)
+    assert trits(words).shape == (len(words), 16)
+    assert Index([words]).matches(words, 0.0, MIN_MATCH_S) == []
+
+
+def test_trits_carry_sign_only_where_trusted() -> None:
+    words = np.array([0x0003_0001, 0x0000_FFFF, 0x8000_8000], np.uint32)
+    assert trits(words)[:, [0, 1, 15]].tolist() == [[1, -1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_sampled_keys_are_a_subset_chosen_by_the_key_alone() -> None:
+    words = fingerprint(sound(5))
+    every, some = keys(words), keys(words, one_in=4)
+    assert set(zip(*map(np.ndarray.tolist, some), strict=True)) < set(zip(*map(np.ndarray.tolist, every), strict=True))
+    kept = set(some[0].tolist())
+    assert all((k in kept) == (k in keys(words[20:], one_in=4)[0]) for k in keys(words[20:])[0].tolist() if k in kept)
+
+
+# --- the stage ---------------------------------------------------------------------------------------------------
+
+SOURCES = {
+    "pool_a": source("environment", "environment"),
+    "pool_b": source("speech", "speech"),
+    "esc": source("probe", "environment"),
+    "words": source("probe", "speech"),
+}
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
+    made = Layout(tmp_path / "copy")
+    probes = {f"p{n}": sound(n) for n in range(6)}
+    write_source(made, "esc", SOURCES["esc"], probes, freesound_id={"p1": "4711"}, youtube_id={"p2": "a-b_c1d2E3f"})
+    write_source(made, "words", SOURCES["words"], {f"w{n}": sound(50 + n) for n in range(4)})
+    pool = {f"c{n:02d}": sound(100 + n) for n in range(20)}
+    pool |= {"noisy": CHANGES["noise"](probes["p0"]), "same": probes["p3"]}
+    write_source(
+        made, "pool_a", SOURCES["pool_a"], pool, parts=3,
+        freesound_id={"c00": "4711", "c01": "4712"}, uri={"c02": "x/a-b_c1d2E3f_30000_40000.wav"},
+    )  # fmt: skip
+    write_source(made, "pool_b", SOURCES["pool_b"], {f"s{n}": sound(200 + n) for n in range(10)} | {"mp3": sound(52)})
+    return made
+
+
+def flagged(layout: Layout) -> set[tuple[str, str, str]]:
+    return set(pl.read_parquet(layout.screen / "flagged.parquet").select("id", "gate", "probe_id").iter_rows())
+
+
+BY_GATE = {
+    "id": {("pool_a/c00", "id", "esc/p1"), ("pool_a/c02", "id", "esc/p2")},
+    "content": {("pool_a/same", "content", "esc/p3"), ("pool_b/mp3", "content", "words/w2")},
+    "acoustic": {
+        ("pool_a/noisy", "acoustic", "esc/p0"),
+        ("pool_a/same", "acoustic", "esc/p3"),
+        ("pool_b/mp3", "acoustic", "words/w2"),
+    },
+}
+
+
+def settings(**screen: object) -> dict[str, object]:
+    return {"acoustic_threshold": THRESHOLD, "min_match_s": MIN_MATCH_S, "max_flagged_fraction": 0.5} | screen
+
+
+@pytest.mark.parametrize("gate", BY_GATE)
+def test_each_gate_alone(layout: Layout, gate: str) -> None:
+    metrics = screen(params_of(SOURCES, **settings(gates=[gate])), layout, Silent())
+    assert flagged(layout) == BY_GATE[gate]
+    assert metrics[f"{gate}_pairs"] == len(BY_GATE[gate])
+
+
+def test_all_gates_and_what_they_write(layout: Layout) -> None:
+    metrics = screen(params_of(SOURCES, **settings()), layout, Silent())
+    assert flagged(layout) == set.union(*BY_GATE.values())
+    blocked = dict(pl.read_parquet(layout.screen / "blocklist.parquet").iter_rows())
+    assert blocked == {
+        "pool_a/c00": "id: esc/p1",
+        "pool_a/c02": "id: esc/p2",
+        "pool_a/noisy": "acoustic: esc/p0",
+        "pool_a/same": "content: esc/p3",
+        "pool_b/mp3": "content: words/w2",
+    }
+    report = json.loads((layout.screen / "report.json").read_text())
+    assert report["verdict"] == "passed"
+    assert report["domains"]["environment"] == {"pool": 22, "flagged": 4, "fraction": round(4 / 22, 6)}
+    assert report["probe_sets"]["esc"]["flagged"] == 4
+    assert (metrics["pool_clips"], metrics["probe_clips"], metrics["blocked"]) == (33, 10, 5)
+
+
+def test_the_same_bytes_again_and_with_workers(layout: Layout) -> None:
+    params = params_of(SOURCES, **settings())
+    screen(params, layout, Silent())
+    first = digest_tree(layout.screen)
+    with ThreadPoolExecutor(3) as executor:
+        screen(params, layout, Silent(), executor)
+    assert digest_tree(layout.screen) == first
+
+
+def test_a_source_that_params_leave_out_is_not_read(layout: Layout) -> None:
+    named = {n: s for n, s in SOURCES.items() if n not in ("pool_a", "words")}
+    assert screen(params_of(named, **settings()), layout, Silent())["blocked"] == 0
+
+
+def test_over_the_limit_stops_and_leaves_the_report(layout: Layout) -> None:
+    with pytest.raises(GateError, match=r"18\.2 % of the environment pool .* limit is 10 %") as refused:
+        screen(params_of(SOURCES, **settings(max_flagged_fraction=0.1)), layout, Silent())
+    path = Path(str(refused.value).split("see ")[1].split(". ")[0])
+    assert "over the limit" in path.read_text()
+    assert path.is_relative_to(layout.work)
+    assert not layout.screen.exists()
+
+
+def test_a_name_from_outside_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
+    layout, evil = Layout(tmp_path / "copy"), "<script>alert(1)</script>\"'"
+    write_source(layout, "esc", SOURCES["esc"], {evil: sound(1)}, uri={evil: f"{evil}.wav"})
+    write_source(layout, "pool_a", SOURCES["pool_a"], {"x": sound(1)}, uri={"x": "javascript:alert(1)"})
+    named = {n: SOURCES[n] for n in ("esc", "pool_a")}
+    screen(params_of(named, **settings(max_flagged_fraction=1.0)), layout, Silent())
+    page = (layout.screen / "report.html").read_text()
+    assert evil not in page
+    assert "<script>alert" not in page
+    assert "href='javascript" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert str(tmp_path) not in page
+
+
+def test_missing_and_mismatched_inputs_say_what_to_run(layout: Layout) -> None:
+    with pytest.raises(MissingInput, match="aut index absent"):
+        screen(params_of(SOURCES | {"absent": source("music", "music")}, **settings()), layout, Silent())
+    part = layout.fingerprints("environment", "pool_a") / "part-00001.parquet"
+    pl.read_parquet(part).reverse().write_parquet(part)
+    with pytest.raises(DataError, match="aut index pool_a"):
+        screen(params_of(SOURCES, **settings()), layout, Silent())
+
+
+@pytest.mark.parametrize(
+    ("uri", "known"),
+    [
+        ("audio/1-100032-A-0.wav", "freesound:100032"),
+        ("esc50/2-100032-B.ogg", "freesound:100032"),
+        ("fold1/101415-3-0-2.wav", "freesound:101415"),
+        ("Y--aE2O5G5WE.wav", "youtube:--aE2O5G5WE"),
+        ("-0Gj8-vB1q4_30000_40000.flac", "youtube:-0Gj8-vB1q4"),
+        ("[-0Gj8-vB1q4]-[30-40].wav", "youtube:-0Gj8-vB1q4"),
+        ("train/0001.wav", None),
+        ("103-1240-0000.flac", None),  # LibriSpeech: speaker-chapter-utterance
+        ("instruments.wav", None),
+    ],
+)
+def test_known_ids_in_names(uri: str, known: str | None) -> None:
+    row = {"id": "s/k", "source": "s", "uri": uri, "freesound_id": None, "youtube_id": None}
+    table = pl.DataFrame([row], schema_overrides={"freesound_id": pl.String, "youtube_id": pl.String})
+    assert known_ids(table)["known"].to_list() == ([known] if known else [])
