@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder"]
+__all__ = ["AsyncClient", "Client", "__version__", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from aut.edges.registry import load_encoder
 
         return load_encoder
+    if name in ("Client", "AsyncClient"):
+        from aut import client
+
+        return getattr(client, name)
     raise AttributeError(f"module 'aut' has no attribute '{name}'")

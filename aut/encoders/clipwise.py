@@ -68,13 +68,16 @@ class ClipEncoder(ABC):
         """
 
     def encode(
-        self, x_BT: NDArray[np.float32], n_B: NDArray[np.int64]
+        self, x_BT: NDArray[np.float32], n_B: NDArray[np.int64], layer: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Frames of each clip -> (h_BFD, f_B), zero beyond f_B; a clip alone equals itself in any batch to 1e-5."""
+        """Frames of each clip -> (h_BFD, f_B), zero beyond f_B; a clip alone equals itself in any batch to 1e-5.
+
+        `layer` counts from 0, the stem; None is the last.
+        """
         clips = _clips(x_BT, n_B)
         parts: dict[Piece, NDArray[np.float32]] = {}
-        for pieces, (states, f_B) in self._passes(clips, padded=False, layers=False):
-            h_BFD = states[-1].float().cpu().numpy()
+        for pieces, (states, f_B) in self._passes(clips, padded=False, layers=layer is not None):
+            h_BFD = states[-1 if layer is None else layer].float().cpu().numpy()
             parts |= {piece: h_BFD[i, : int(f_B[i])] for i, piece in enumerate(pieces)}
         joined: list[list[NDArray[np.float32]]] = [[] for _ in clips]
         for piece in sorted(parts, key=lambda p: (p.clip, p.start)):

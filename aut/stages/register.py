@@ -1,7 +1,8 @@
 """Register, its own part: the folder that becomes a model version, its card, and what the gates say.
 
-In    models/encoders/<champion encoder>, data/probe/<it>/<set>/head.*, reports/compare, params, data/runs, dvc.lock
-Out   a folder below AUT_WORK: encoder/, heads/<set>/, evidence.json, report.html, README.md, lineage/
+In    models/encoders/<champion encoder>, data/probe/<it>/<set>/head.*, data/embeddings/<it>/<set>, reports/compare,
+      params, data/runs, dvc.lock
+Out   a folder below AUT_WORK: encoder/, heads/<set>/, neighbours/, evidence.json, report.html, README.md, lineage/
 Why   everything a reviewer or a server needs travels with the version; aut/edges/registry.py only sends it.
 Price a copy of the encoder's weights (removed once registered).
 Run   aut register
@@ -17,11 +18,12 @@ from typing import Any
 
 from aut.config import Params
 from aut.errors import MissingInput
-from aut.files import digest_file, digest_tree, read_json
+from aut.files import digest_file, digest_tree, read_json, write_json
 from aut.gates import Verdict
 from aut.layout import Layout
 
 HEAD_FILES = ("head.safetensors", "head.json")
+NEIGHBOURS = 2_000  # probe clips of a set whose vectors travel with a version: 10 MB at a width of 1,280
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def pack(params: Params, layout: Layout, folder: Path) -> Package:
     shutil.copytree(encoder, folder / "encoder")
     for probe_set in params.embed.sets:
         _copy(layout.probe(name, probe_set), folder / "heads" / probe_set, HEAD_FILES)
+        neighbours(layout.embeddings(name, probe_set), folder / "neighbours", probe_set)
     _copy(layout.evidence, folder, ("evidence.json", "report.html"))
     _copy(layout.root, folder / "lineage", [n for n in ("params.yaml", "dvc.lock") if (layout.root / n).exists()])
     package = Package(
@@ -65,6 +68,27 @@ def pack(params: Params, layout: Layout, folder: Path) -> Package:
     )
     (folder / "README.md").write_text(package.card)
     return package
+
+
+def neighbours(embeddings: Path, target: Path, probe_set: str) -> None:
+    """Vectors and labels of up to NEIGHBOURS clips, evenly spaced over the set, for 'what is this clip like?'.
+
+    Writes nothing where the clips were not embedded over their valid frames.
+    """
+    import numpy as np
+    import polars as pl
+    from safetensors.numpy import load_file, save_file
+
+    file = embeddings / "embeddings.safetensors"
+    vectors = load_file(file).get("valid") if file.is_file() else None
+    if vectors is None or not len(vectors):
+        return
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(NEIGHBOURS, len(vectors))).round().astype(int))
+    clips = pl.read_parquet(embeddings / "clips.parquet", columns=["id", "label"])[rows]
+    target.mkdir(exist_ok=True)
+    save_file({"valid": np.ascontiguousarray(vectors[rows])}, target / f"{probe_set}.safetensors")
+    labels = clips["label"].fill_null("").to_list()
+    write_json(target / f"{probe_set}.json", {"ids": clips["id"].to_list(), "labels": labels})
 
 
 def lineage(layout: Layout, encoder: str) -> dict[str, str]:

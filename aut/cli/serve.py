@@ -1,0 +1,130 @@
+"""`aut serve`: the registered encoder behind HTTP, following its alias."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from aut.serving.watcher import Source
+
+DEFAULT = "models:/whisper-aut@champion"
+
+
+def serve(
+    model: Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, models:/NAME/NUMBER, or a folder.")] = "",
+    alias: Annotated[str, typer.Option("--alias", help="Short for models:/whisper-aut@ALIAS.")] = "",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; AUT_SERVE_KEY guards others.")] = "",
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535)] = 8080,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = "",
+    poll_s: Annotated[float, typer.Option("--poll-s", min=0.05, help="Seconds between looks at the alias.")] = 5.0,
+    budget_ms: Annotated[int, typer.Option("--budget-ms", min=1, help="Would it wait longer, it is told 429.")] = 1000,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Clips admitted at once.")] = 128,
+    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of a request's body.")] = 32,
+    max_s: Annotated[float, typer.Option("--max-s", min=0.1, help="Seconds of audio of a clip.")] = 300.0,
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="Deadline of a request.")] = 30.0,
+) -> None:
+    """Serve the version an alias names: embeddings, classes, a page. Follows the alias without dropping a request.
+
+    AUT_SERVE_KEY, or a file named by AUT_SERVE_KEY_FILE, holds the API key; without one nobody is asked.
+    """
+    import uvicorn
+
+    from aut.serving.app import create
+    from aut.serving.limits import Limits
+    from aut.serving.service import Service
+
+    limits = Limits(
+        request_bytes=max_mb << 20,
+        held_bytes=max(256, 4 * max_mb) << 20,
+        clip_s=max_s,
+        audio_s=max(600.0, max_s),
+        request_s=timeout_s,
+        queue=queue,
+        budget_s=budget_ms / 1000,
+    )
+    _log()
+    service = Service(_source(model, alias), limits, device=device or _device(), poll_s=poll_s, key=api_key())
+    host = host or "127.0.0.1"
+    typer.echo(f"aut serves on http://{host}:{port} (stop with Ctrl-C)", err=True)
+    uvicorn.run(
+        create(service),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def api_key() -> str | None:
+    """AUT_SERVE_KEY, else the contents of AUT_SERVE_KEY_FILE (a mounted secret). ConfigError: an empty one."""
+    from aut.errors import ConfigError
+
+    path = os.environ.get("AUT_SERVE_KEY_FILE")
+    key = os.environ.get("AUT_SERVE_KEY")
+    if key is None and path:
+        try:
+            key = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"AUT_SERVE_KEY_FILE {path} cannot be read: {error}", "give a readable file") from None
+    if key is not None and not key:
+        raise ConfigError("the API key is empty", "unset AUT_SERVE_KEY and AUT_SERVE_KEY_FILE, or give a key")
+    return key
+
+
+def _source(model: str, alias: str) -> Source:
+    """The registry that `aut use` or MLFLOW_TRACKING_URI names, else the checkout's own; or a folder."""
+    from aut.errors import ConfigError
+
+    if model and alias:
+        raise ConfigError("--model and --alias exclude each other", "give one")
+    address = model or (f"models:/whisper-aut@{alias}" if alias else DEFAULT)
+    if address.startswith("models:/"):
+        return _registry(address)
+    from aut.errors import MissingInput
+    from aut.serving.watcher import Folder
+
+    folder = Path(address).expanduser()
+    if not any((folder / place).is_file() for place in ("encoder.json", "encoder/encoder.json")):
+        raise MissingInput(f"{folder} holds no encoder (no encoder.json)", "give models:/NAME@ALIAS or a folder")
+    return Folder(folder)
+
+
+def _registry(address: str) -> Source:
+    from aut.edges import tracking
+    from aut.edges.versions import Registry
+    from aut.errors import ConfigError
+    from aut.layout import Layout
+    from aut.workcopy import checkout_root
+
+    try:
+        layout = Layout(checkout_root())
+    except ConfigError:  # outside a checkout the address must be known
+        uri = tracking.resolve_uri()
+        return Registry(uri, address)
+    uri = tracking.resolve_uri(tracking.embedded_uri(layout))
+    return Registry(uri, address, lambda: None if uri.startswith("http") else tracking.ready(uri, layout))
+
+
+def _device() -> str:
+    import torch
+
+    return os.environ.get("AUT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _log() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    logging.getLogger("aut.serving").setLevel(logging.INFO)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(serve.__name__, rich_help_panel="Runs")(serve)

@@ -1,0 +1,253 @@
+"""Client: a served encoder as a function. `aut.Client(url).embed("clip.wav")`; `aut.AsyncClient` is its twin.
+
+In    a path, the bytes of a file, or an array with its rate
+Out   one vector [D], or frames [F, D]; labels with probabilities
+Why   what to send, what an answer means and when to ask again are functions without a connection; both clients are a
+      loop around them. Price: httpx (the extra aut[client]).
+Run   python -c 'import aut; print(aut.Client("http://127.0.0.1:8080").embed("clip.wav").shape)'
+
+429 and 503 are asked again after what Retry-After says (else 0.5 s, doubling), while the time allowed lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aut.errors import AutError, DataError
+
+if TYPE_CHECKING:
+    import httpx
+
+Audio: TypeAlias = "str | Path | bytes | NDArray[Any]"
+Pool = Literal["mean", "none"]
+AGAIN = (429, 503)
+TIMEOUT_S = 60.0
+
+
+class ServerError(AutError):
+    """The server refused, or did not answer in time. `status` is None without an answer."""
+
+    def __init__(self, what: str, status: int | None = None, reason: str = "") -> None:
+        super().__init__(what)
+        self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, before it is sent."""
+
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """Talks to one server. `timeout_s` is of a whole call, waiting and repeating included; `key` its API key.
+
+    `version` is what answered last: models:/NAME/NUMBER. Usable as a context manager, and from several threads.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S, transport: Any = None
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.version: str | None = None
+        self._http = _library().Client(base_url=url, headers=_headers(key), transport=transport)
+
+    def embed(
+        self, audio: Audio, rate_hz: int | None = None, *, pool: Pool = "mean", layer: int | None = None
+    ) -> NDArray[np.float32]:
+        """One vector [D], or with pool='none' the frames [F, D]. An array needs its `rate_hz`.
+
+        DataError: the audio cannot be read here or there. ServerError: refused, or no answer in time.
+        """
+        return _array(self._send(embedding_call(audio, rate_hz, pool, layer)))
+
+    def classify(self, audio: Audio, rate_hz: int | None = None, *, top: int = 5) -> dict[str, list[dict[str, Any]]]:
+        """The most likely labels of each probe set: {set: [{label, probability}, ...]}."""
+        return _labels(self._send(classes_call(audio, rate_hz, top)))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send(self, call: Call) -> httpx.Response:
+        patience = Patience(self.timeout_s)
+        while True:
+            try:
+                answer: httpx.Response = self._http.post(
+                    call.path, params=call.query, content=call.body, timeout=patience.left()
+                )
+            except _library().TransportError as error:
+                time.sleep(patience.after_failure(error))
+                continue
+            wait = patience.after(answer)
+            if wait is None:
+                self.version = answer.headers.get("x-model-version")
+                return answer
+            time.sleep(wait)
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, the same errors."""
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S, transport: Any = None
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.version: str | None = None
+        self._http = _library().AsyncClient(base_url=url, headers=_headers(key), transport=transport)
+
+    async def embed(
+        self, audio: Audio, rate_hz: int | None = None, *, pool: Pool = "mean", layer: int | None = None
+    ) -> NDArray[np.float32]:
+        """See `Client.embed`."""
+        return _array(await self._send(embedding_call(audio, rate_hz, pool, layer)))
+
+    async def classify(
+        self, audio: Audio, rate_hz: int | None = None, *, top: int = 5
+    ) -> dict[str, list[dict[str, Any]]]:
+        """See `Client.classify`."""
+        return _labels(await self._send(classes_call(audio, rate_hz, top)))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _send(self, call: Call) -> httpx.Response:
+        patience = Patience(self.timeout_s)
+        while True:
+            try:
+                answer: httpx.Response = await self._http.post(
+                    call.path, params=call.query, content=call.body, timeout=patience.left()
+                )
+            except _library().TransportError as error:
+                await asyncio.sleep(patience.after_failure(error))
+                continue
+            wait = patience.after(answer)
+            if wait is None:
+                self.version = answer.headers.get("x-model-version")
+                return answer
+            await asyncio.sleep(wait)
+
+
+class Patience:
+    """How long to wait before asking again, and when to give up."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.limit_s, self._until, self._pause_s = timeout_s, time.monotonic() + timeout_s, 0.5
+
+    def left(self) -> float:
+        return max(0.001, self._until - time.monotonic())
+
+    def after(self, answer: httpx.Response) -> float | None:
+        """Seconds to wait; None when the answer is one. ServerError or DataError when it is a refusal."""
+        if answer.status_code == 200:
+            return None
+        error = refusal(answer)
+        if answer.status_code not in AGAIN:
+            raise error
+        told = answer.headers.get("retry-after", "")
+        return self._pause(float(told) if told.isdigit() else None, error)
+
+    def after_failure(self, error: Exception) -> float:
+        """Seconds to wait after a connection that failed."""
+        return self._pause(None, ServerError(f"no answer within {self.limit_s:g} s: {error or type(error).__name__}"))
+
+    def _pause(self, told_s: float | None, error: AutError) -> float:
+        pause_s = told_s if told_s is not None else self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spread only
+        self._pause_s *= 2
+        if pause_s >= self.left():
+            raise error
+        return pause_s
+
+
+def embedding_call(audio: Audio, rate_hz: int | None, pool: Pool, layer: int | None) -> Call:
+    query = {"pool": pool, "format": "npy"} | ({} if layer is None else {"layer": str(layer)})
+    return Call("/v1/embeddings", query, audio_bytes(audio, rate_hz))
+
+
+def classes_call(audio: Audio, rate_hz: int | None, top: int) -> Call:
+    return Call("/v1/classify", {"top": str(top)}, audio_bytes(audio, rate_hz))
+
+
+def audio_bytes(audio: Audio, rate_hz: int | None) -> bytes:
+    """A file as it is; an array [T] or [T, C] as a WAV of float32 samples, which loses nothing."""
+    if isinstance(audio, bytes):
+        return audio
+    if isinstance(audio, str | os.PathLike):
+        try:
+            return Path(audio).expanduser().read_bytes()
+        except OSError as error:
+            raise DataError(f"{audio} cannot be read: {error.strerror or error}") from None
+    if rate_hz is None:
+        raise DataError("an array says nothing of its rate", "give rate_hz")
+    import soundfile
+
+    array = np.asarray(audio)
+    if array.dtype != np.int16:
+        array = array.astype(np.float32)
+    held = io.BytesIO()
+    subtype = "PCM_16" if array.dtype == np.int16 else "FLOAT"
+    try:
+        soundfile.write(held, array, rate_hz, format="WAV", subtype=subtype)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise DataError(f"an array of shape {array.shape} is no audio: {error}", "give [samples]") from None
+    return held.getvalue()
+
+
+def refusal(answer: httpx.Response) -> AutError:
+    """The error a refusal stands for: DataError where the audio is at fault."""
+    try:
+        told = answer.json()["error"]
+        reason, message = str(told["reason"]), str(told["message"])
+    except (ValueError, KeyError, TypeError):
+        reason, message = "", f"the server answered {answer.status_code}"
+    if answer.status_code in (413, 422):
+        return DataError(f"{reason}: {message}")
+    return ServerError(f"{message} ({answer.status_code})", answer.status_code, reason)
+
+
+def _array(answer: httpx.Response) -> NDArray[np.float32]:
+    rows = np.load(io.BytesIO(answer.content), allow_pickle=False)
+    return np.asarray(rows[0], np.float32)
+
+
+def _labels(answer: httpx.Response) -> dict[str, list[dict[str, Any]]]:
+    sets = json.loads(answer.content)["data"][0]["sets"]
+    return {name: found["top"] for name, found in sets.items()}
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    kind = {"Content-Type": "application/octet-stream"}
+    return kind | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def _library() -> Any:
+    try:
+        import httpx
+    except ImportError:
+        raise AutError("httpx is not installed", "install the extra: aut[client]") from None
+    return httpx

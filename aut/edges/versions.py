@@ -1,0 +1,113 @@
+"""Versions for the server: which one an alias names now, and its folder on this machine.
+
+In    'models:/whisper-aut@champion' or 'models:/whisper-aut/3'; an MLflow store
+Out   `Registry`, what aut/serving/watcher.py calls a source; folders below ~/.cache/aut/versions (XDG_CACHE_HOME)
+Why   the copy of the version fetched last is remembered with the address, so that a server starts without its registry
+Price the whole package of a version is kept: encoder, heads, evidence
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aut.edges.loading import _download, _facts, _first_line, _parse, cache_folder
+from aut.edges.store import client, mlflow_module, plain
+from aut.errors import DataError, TrackingError
+from aut.files import digest_json, digest_tree, read_json, replacing, write_bytes, write_json
+from aut.serving.versions import EXAMPLE, Pointer
+
+PACKAGE = ("encoder", "heads", "neighbours", "evidence.json", "report.html")
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what stores answer for an alias that names nothing
+
+
+class Registry:
+    """A model's versions in one MLflow store. `prepare` runs once before the first question (a fresh database)."""
+
+    command = "aut run --profile demo"
+
+    def __init__(self, uri: str, address: str, prepare: Callable[[], None] = lambda: None) -> None:
+        self.uri, self.address, self._prepare = uri, address, prepare
+        self.name, self.alias, self.number = _parse(address)
+        self._ready = False
+        self._sources: dict[str, str] = {}
+        key = digest_json([plain(uri), address])
+        self._record = cache_folder().with_name("versions") / f"{key}.json"
+
+    def current(self) -> Pointer | None:
+        """The version meant now, None where the alias names none. TrackingError while the store does not answer."""
+        if not self._ready:
+            self._prepare()
+            self._ready = True
+        mlflow = mlflow_module()
+        try:
+            store = client(self.uri)
+            if self.alias:
+                found = store.get_model_version_by_alias(self.name, self.alias)
+            else:
+                found = store.get_model_version(self.name, self.number)
+            number = str(found.version)
+            self._sources[number] = str(store.get_model_version_download_uri(self.name, number)).rstrip("/")
+        except mlflow.MlflowException as error:
+            if error.error_code in ABSENT:
+                return None
+            raise TrackingError(f"MLflow at {plain(self.uri)} does not answer: {_first_line(error)}") from None
+        return Pointer(self.name, number, found.run_id or "", self.alias)
+
+    def fetch(self, pointer: Pointer) -> Path:
+        """The version's folder, downloaded when this machine lacks it. DataError: not what was registered."""
+        source = self._sources[pointer.number]
+        tree = _facts(self.uri, source, pointer.address)["tree"]
+        folder = self._record.parent / digest_json([plain(self.uri), pointer.model, pointer.number, tree])
+        if folder.exists() and digest_tree(folder / "encoder") != tree:
+            shutil.rmtree(folder)  # damaged on disk: fetched anew
+        if not folder.exists():
+            with replacing(folder) as draft:
+                self._fill(draft, source, pointer)
+                if (found := digest_tree(draft / "encoder")) != tree:
+                    raise DataError(f"the encoder of {pointer.address} has digest {found}, registered was {tree}")
+        self._remember(pointer, folder)
+        return folder
+
+    def local(self) -> tuple[Pointer, Path] | None:
+        """The version fetched last for this address."""
+        if not self._record.is_file():
+            return None
+        kept = read_json(self._record)
+        folder = self._record.parent / kept.pop("folder")
+        return (Pointer(**kept), folder) if folder.is_dir() else None
+
+    def _fill(self, draft: Path, source: str, pointer: Pointer) -> None:
+        with tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
+            got = _download(self.uri, f"{source}/artifacts", Path(scratch), pointer.address)
+            for name in PACKAGE:
+                if (got / name).exists():
+                    os.replace(got / name, draft / name)
+            example = _example(self.uri, source, Path(scratch), pointer.address)
+        if example:
+            write_bytes(draft / EXAMPLE, example)
+
+    def _remember(self, pointer: Pointer, folder: Path) -> None:
+        kept: dict[str, Any] = {"model": pointer.model, "number": pointer.number, "run_id": pointer.run_id}
+        kept |= {"alias": pointer.alias, "folder": folder.name}
+        if not self._record.is_file() or read_json(self._record) != kept:
+            write_json(self._record, kept)
+
+
+def _example(uri: str, source: str, scratch: Path, address: str) -> bytes | None:
+    """The input example that was registered with the version; None where it has none."""
+    try:
+        path = _download(uri, f"{source}/serving_input_example.json", scratch, address)
+    except TrackingError:
+        return None
+    try:
+        table = json.loads(path.read_text())["dataframe_split"]
+        return base64.b64decode(table["data"][0][table["columns"].index("audio")])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"the input example of {address} cannot be read: {error}", "register it again") from None

@@ -1,0 +1,303 @@
+"""App: the routes. OpenAPI lies at /openapi.json.
+
+In    a Service
+Out   an ASGI application: /v1/embeddings, /v1/classify, /v1/features, /v1/models, /v1/evidence, MLflow's /invocations,
+      /ping and /version, /health/live, /health/ready, /metrics, the page at / and the version's report at /report
+Run   `aut serve --model models:/whisper-aut@champion`
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Annotated, Any, Literal, cast
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from aut import __version__
+from aut.serving import pages
+from aut.serving.answers import Format, answer, dumped
+from aut.serving.batcher import Ask
+from aut.serving.features import heard
+from aut.serving.gate import SERVED, Gate
+from aut.serving.intake import Asked, body_of, parse, parse_mlflow
+from aut.serving.limits import Refused
+from aut.serving.service import Answered, Service, unless_gone
+
+BIG = 1 << 16  # numbers of an answer that is written in a thread
+Pool = Literal["mean", "none"]
+BODIES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            "audio/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["input"],
+                    "properties": {
+                        "input": {
+                            "description": "base64 audio (wav, flac, ogg, mp3), or a list of it",
+                            "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                        },
+                        "encoding_format": {"enum": ["float", "base64"]},
+                    },
+                }
+            },
+        },
+    }
+}
+TABLE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object"},
+                "example": {"dataframe_split": {"columns": ["audio"], "data": [["<base64>"]]}},
+            }
+        },
+    }
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "the request cannot be understood; error.reason says why"},
+    413: {"description": "over a limit of bytes, clips or seconds"},
+    422: {"description": "no audio: error.reason is not_audio, truncated, too_long ..."},
+    429: {"description": "full; Retry-After says when to try again"},
+    503: {"description": "no version to answer yet"},
+    504: {"description": "the deadline passed"},
+}
+
+
+def create(service: Service) -> Gate:
+    """The application, behind its gate."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="aut",
+        summary="Audio embeddings and classes from the registered encoder.",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(Refused, _refused)
+    app.post("/v1/embeddings", response_model=None, openapi_extra=BODIES, responses=ERRORS)(embeddings)
+    app.post("/v1/classify", response_model=None, openapi_extra=BODIES, responses=ERRORS)(classify)
+    app.post("/v1/features", response_model=None, openapi_extra=BODIES, responses=ERRORS)(features)
+    app.post("/invocations", response_model=None, openapi_extra=TABLE, responses=ERRORS)(invocations)
+    for path, teller in TELLERS.items():
+        app.get(path, response_model=None)(teller)
+    pages.add_to(app)
+    return Gate(app, service)
+
+
+async def embeddings(
+    request: Request,
+    pool: Annotated[Pool, Query(description="mean: one vector a clip; none: a vector a frame")] = "mean",
+    format: Annotated[Format, Query(description="of the answer")] = "json",
+    layer: Annotated[int | None, Query(description="0 is the stem, then each block; none: the last")] = None,
+) -> Response:
+    """Embeddings of clips: files of a form, a raw body, or base64 in JSON. Equal to `aut.load_encoder(...).encode`."""
+    asked = await _asked(request)
+    given = asked.options
+    pool = _choice(given, "pool", pool, ("mean", "none"))
+    format = _choice(given, "format", format, ("json", "npy", "safetensors", "base64"))
+    if given.get("encoding_format") == "base64":
+        format = "base64"
+    ask = Ask(frames=pool == "none", layer=_number(given, "layer", layer, 0, 10_000))
+    done = await _answered(request, asked.files, ask)
+    arrays = [r["frames" if ask.frames else "valid"] for r in done.results]
+    args = (arrays, done.seconds, done.served.pointer.address, format)
+    if sum(a.size for a in arrays) > BIG:
+        return await _service(request)._in_thread(answer, *args)
+    return answer(*args)
+
+
+async def classify(
+    request: Request,
+    top: Annotated[int, Query(ge=1, le=1000, description="labels of each probe set")] = 5,
+    neighbours: Annotated[int, Query(ge=0, le=100, description="nearest probe clips of each set")] = 0,
+) -> Response:
+    """Labels with probabilities from each probe set's head; where registered, the nearest clips of the probe sets."""
+    asked = await _asked(request)
+    top = _number(asked.options, "top", top, 1, 1000) or top
+    served = _service(request).watcher.served
+    poolings = tuple(sorted({"valid", *(head.pooling for head in served.heads.values())}))
+    done = await _answered(request, asked.files, Ask(poolings=poolings))
+    heads, near = done.served.heads, done.served.neighbours
+    rows = []
+    for i, (result, seconds) in enumerate(zip(done.results, done.seconds, strict=True)):
+        sets = {name: {"top": _top(head, result, top)} for name, head in heads.items() if head.pooling in result}
+        if neighbours:
+            for name, n in near.items():
+                sets.setdefault(name, {})["nearest"] = n.nearest(result["valid"], neighbours)
+        rows.append({"index": i, "seconds": round(seconds, 3), "sets": sets})
+    return dumped({"object": "list", "model": done.served.pointer.address, "data": rows})
+
+
+async def features(request: Request) -> Response:
+    """What the model hears of one clip: waveform envelope and log-mel, for a picture. Its first 30 s."""
+    asked = await _asked(request)
+    service = _service(request)
+    with service.slots.hold(1):
+        (clip,) = await service.decoded(asked.files[:1])
+        return dumped(await service._in_thread(heard, clip))
+
+
+async def invocations(request: Request) -> Response:
+    """MLflow's scoring protocol: a table with audio as base64 in the column `audio`."""
+    service = _service(request)
+    async with body_of(request, service.limits, service.slots) as body:
+        asked = parse_mlflow(body, service.limits)
+    done = await _answered(request, asked.files, Ask(frames=True))
+    means = [r["frames"].mean(axis=0, dtype="float64").tolist() for r in done.results]
+    rows = [{"embedding": m, "valid_frames": len(r["frames"])} for m, r in zip(means, done.results, strict=True)]
+    return dumped({"predictions": rows})
+
+
+async def models(request: Request) -> Response:
+    """The version that answers, its heads and a summary of its evidence."""
+    served = _service(request).watcher.answering
+    return dumped({"object": "list", "data": [served.described()] if served else []})
+
+
+async def evidence(request: Request) -> Response:
+    """evidence.json of the version that answers."""
+    found = _service(request).watcher.served.evidence
+    if found is None:
+        raise Refused(404, "no_evidence", "this version carries no evidence")
+    return dumped(found)
+
+
+async def report(request: Request) -> Response:
+    """report.html of the version that answers."""
+    found = _service(request).watcher.served.report
+    if found is None:
+        raise Refused(404, "no_report", "this version carries no report")
+    return Response(found, media_type="text/html; charset=utf-8")
+
+
+async def live() -> Response:
+    """200 while the process answers."""
+    return dumped({"live": True})
+
+
+async def ready(request: Request) -> Response:
+    """200 once a version answers; says where it came from, and whether the registry is away."""
+    watcher = _service(request).watcher
+    told = watcher.status()
+    if not told["ready"]:
+        try:
+            _ = watcher.served
+        except Refused as refused:
+            return dumped(told | refused.body(), 503, refused.headers())
+    return dumped(told)
+
+
+async def ping(request: Request) -> Response:
+    """MLflow's health check: 200 once a version answers, else 404."""
+    return Response("\n", 200 if _service(request).watcher.answering else 404, media_type="application/json")
+
+
+async def mlflow_version() -> Response:
+    """MLflow's version, as its scoring server tells it."""
+    try:
+        told = metadata.version("mlflow")
+    except metadata.PackageNotFoundError:  # a folder is served, without a registry
+        told = __version__
+    return Response(told, media_type="application/json")
+
+
+async def prometheus(request: Request) -> Response:
+    """Counters in Prometheus' text format."""
+    return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+TELLERS: dict[str, Callable[..., Awaitable[Response]]] = {
+    "/v1/models": models,
+    "/v1/evidence": evidence,
+    "/report": report,
+    "/health/live": live,
+    "/health/ready": ready,
+    "/health": ready,
+    "/ping": ping,
+    "/version": mlflow_version,
+    "/metrics": prometheus,
+}
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+async def _asked(request: Request) -> Asked:
+    service = _service(request)
+    async with body_of(request, service.limits, service.slots) as body:
+        return await parse(body, request.headers, service.limits)
+
+
+async def _answered(request: Request, files: list[bytes], ask: Ask) -> Answered:
+    done = await unless_gone(request, _service(request).answer(files, ask))
+    request.scope[SERVED] = done.served
+    return done
+
+
+def _top(head: Any, result: Any, count: int) -> list[dict[str, Any]]:
+    p_C = head.probabilities(result[head.pooling][None])[0]
+    return [{"label": head.labels[c], "probability": round(float(p_C[c]), 6)} for c in (-p_C).argsort()[:count]]
+
+
+def _choice(options: dict[str, Any], name: str, default: Any, allowed: tuple[str, ...]) -> Any:
+    value = options.get(name, default)
+    if value not in allowed:
+        raise Refused(400, name, f"{name} must be one of {', '.join(allowed)}")
+    return value
+
+
+def _number(options: dict[str, Any], name: str, default: int | None, low: int, high: int) -> int | None:
+    value = options.get(name, default)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 8:
+        value = int(value)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise Refused(400, name, f"{name} must be a whole number from {low} to {high}")
+    return value
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    refused = cast(Refused, error)
+    _service(request).metrics.refusals.labels(refused.reason).inc()
+    headers = refused.headers() | ({"Connection": "close"} if refused.status in (408, 413) else {})
+    return dumped(refused.body(), refused.status, headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    first = cast(RequestValidationError, error).errors()[0]
+    name = str(first["loc"][-1])
+    return dumped(Refused(400, "option", f"{name}: {first['msg']}").body(), 400)
+
+
+async def _plain(_: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, wrong method."""
+    found = cast(HTTPException, error)
+    return dumped(Refused(found.status_code, "route", str(found.detail)).body(), found.status_code)

@@ -1,0 +1,175 @@
+"""Batcher: clips of many requests computed together, by duration, in the order they came.
+
+In    decoded clips, each with what is asked of it, the version it is bound to, and a deadline
+Out   a result a clip; a clip alone and in any batch give the same numbers to 1e-5 (the encoder's own promise)
+Why   a batch is padded to its longest clip, so clips of about one length go together: the oldest waiting clip is
+      always in the next batch, its company comes from its bucket. While the model is busy the queue fills by
+      itself; only an idle model lingers. Price: `linger_s` of waiting for a lone request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aut.serving.limits import Limits, Refused, Slots
+from aut.serving.versions import Served
+
+RATIO = 1.5  # between the edges of neighbouring buckets: at most a third of a batch is padding
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of a clip: frames [F, D] of a layer, or one vector a pooling."""
+
+    frames: bool = False
+    layer: int | None = None  # None: the last
+    poolings: tuple[str, ...] = ("valid",)
+
+
+Result = dict[str, Array]
+"""'frames' [F, D], or one [D] a pooling."""
+Compute = Callable[[Served, Ask, Sequence[Array]], list[Result]]
+
+
+def compute(served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result]:
+    """One pass for clips of one version and ask."""
+    from aut.encoders.api import stack
+
+    encoder = served.encoder.encoder
+    if ask.frames:
+        h_BFD, f_B = encoder.encode(*stack(clips), layer=ask.layer)
+        return [{"frames": h_FD[: int(f)]} for h_FD, f in zip(h_BFD, f_B, strict=True)]
+    means = encoder.pooled(clips, ask.poolings, layers=ask.layer is not None)
+    names = {p: p if ask.layer is None else f"{p}.layer{ask.layer:02d}" for p in ask.poolings}
+    return [{p: means[name][i] for p, name in names.items()} for i in range(len(clips))]
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    clip: Array
+    seconds: float
+    key: tuple[int, Ask, int]  # version, ask, bucket: what may share a batch
+    served: Served
+    ask: Ask
+    deadline: float
+    future: asyncio.Future[Result]
+
+
+def bucket(seconds: float) -> int:
+    """Clips of one bucket differ in length by at most `RATIO`."""
+    return math.ceil(math.log(max(seconds, 0.1), RATIO))
+
+
+class Batcher:
+    """One model, one thread that computes, one queue in order of arrival."""
+
+    def __init__(self, limits: Limits, slots: Slots, run: Compute = compute) -> None:
+        self.limits, self.slots, self.run = limits, slots, run
+        self.batched: Callable[[int, float, float], None] = lambda clips, seconds, took: None
+        self.waiting: deque[Job] = deque()
+        self.waiting_s = 0.0
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aut-model")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def submit(self, clips: Sequence[Array], ask: Ask, served: Served, deadline: float) -> list[Result]:
+        """Results in order. Refused: 429 too much audio waits, 504 past the deadline. Cancelling drops the jobs."""
+        rate = served.encoder.rate_hz
+        total = sum(len(c) for c in clips) / rate
+        if self.waiting_s + total > self.limits.queue_s:
+            raise Refused(429, "busy", f"{self.waiting_s:.0f} s of audio wait already", self.slots.wait_s())
+        loop = asyncio.get_running_loop()
+        jobs = []
+        for clip in clips:
+            seconds = len(clip) / rate
+            key = (id(served), ask, bucket(seconds))
+            jobs.append(Job(clip, seconds, key, served, ask, deadline, loop.create_future()))
+        self.waiting.extend(jobs)
+        self.waiting_s += total
+        self._arrived.set()
+        try:
+            return list(await asyncio.gather(*(job.future for job in jobs)))
+        finally:
+            for job in jobs:
+                job.future.cancel()
+
+    def take(self, now: float) -> list[Job]:
+        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out."""
+        first: Job | None = None
+        batch: list[Job] = []
+        kept: deque[Job] = deque()
+        longest = 0.0
+        for job in self.waiting:
+            if job.future.done() or job.deadline <= now:
+                self._drop(job)
+                continue
+            first = first or job
+            fits = len(batch) < self.limits.batch_clips
+            fits = fits and max(longest, job.seconds) * (len(batch) + 1) <= self.limits.batch_s
+            if job is first or (job.key == first.key and fits):
+                batch.append(job)
+                longest = max(longest, job.seconds)
+                self.waiting_s -= job.seconds
+            else:
+                kept.append(job)
+        self.waiting = kept
+        if not kept:
+            self.waiting_s = 0.0  # sums of floats drift
+        return batch
+
+    def _drop(self, job: Job) -> None:
+        self.waiting_s -= job.seconds
+        if not job.future.done():
+            job.future.set_exception(Refused(504, "deadline", "the deadline passed while the clip waited", 1.0))
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self.waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+                await asyncio.sleep(self.limits.linger_s)
+            batch = self.take(loop.time())
+            if batch:
+                await self._compute(batch)
+
+    async def _compute(self, batch: list[Job]) -> None:
+        started = time.monotonic()
+        clips = [job.clip for job in batch]
+        loop = asyncio.get_running_loop()
+        try:
+            results: list[Any] = await loop.run_in_executor(
+                self._thread, self.run, batch[0].served, batch[0].ask, clips
+            )
+        except Exception as error:
+            results = [error] * len(batch)
+        took = time.monotonic() - started
+        self.slots.computed(len(batch), took)
+        self.batched(len(batch), sum(job.seconds for job in batch), took)
+        for job, result in zip(batch, results, strict=True):
+            if job.future.done():
+                continue
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)

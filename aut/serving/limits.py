@@ -1,0 +1,85 @@
+"""Limits: what a request may cost, and the refusal that says which limit it met.
+
+In    options of `aut serve`
+Out   `Limits`, `Refused` (a status, one word to count by, a sentence), `Slots` (what is admitted at once)
+Why   everything is bounded before it is allocated: bytes, clips, seconds, waiting time. Price: honest large
+      requests must be cut by the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one server. `budget_s` is the latency budget: a request that would wait longer is answered 429 at once."""
+
+    request_bytes: int = 32 << 20
+    held_bytes: int = 256 << 20  # bodies of all requests at once
+    clips: int = 64  # of one request
+    clip_s: float = 300.0
+    audio_s: float = 600.0  # of one request
+    request_s: float = 30.0  # from the first byte to the answer
+    queue: int = 128  # clips admitted: being decoded, waiting, or computed
+    queue_s: float = 1_800.0  # seconds of decoded audio that wait: 115 MB
+    budget_s: float = 1.0
+    free: int = 4  # clips that are admitted whatever the estimate says
+    batch_clips: int = 32
+    batch_s: float = 120.0  # seconds, padding included, of one forward pass
+    linger_s: float = 0.002  # an idle model waits so long for company
+
+
+class Refused(Exception):
+    """A request that is not answered as asked. `reason` is one word, `detail` a sentence for a person."""
+
+    def __init__(self, status: int, reason: str, detail: str, retry_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.detail, self.retry_s = status, reason, detail, retry_s
+
+    def body(self) -> dict[str, dict[str, str]]:
+        return {"error": {"reason": self.reason, "message": self.detail}}
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_s is None else {"Retry-After": str(max(1, round(self.retry_s)))}
+
+
+class Slots:
+    """Clips and bytes admitted now. The waiting time of a newcomer is estimated from the pace of the last batches."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.clips = self.bytes = 0
+        self.pace_s = 0.0  # seconds of computing a clip, a moving average
+
+    def wait_s(self) -> float:
+        return self.clips * self.pace_s
+
+    def check(self, clips: int = 1) -> None:
+        """Refused 429 where `clips` more do not fit, in number or in waiting time."""
+        full = self.clips + clips > self.limits.queue
+        late = self.clips >= self.limits.free and self.wait_s() > self.limits.budget_s
+        if full or late:
+            what = f"{self.clips} clips are being worked on, about {self.wait_s():.1f} s"
+            raise Refused(429, "busy", f"{what}: try again later", self.wait_s())
+
+    @contextmanager
+    def hold(self, clips: int) -> Iterator[None]:
+        self.check(clips)
+        self.clips += clips
+        try:
+            yield
+        finally:
+            self.clips -= clips
+
+    def take_bytes(self, count: int) -> None:
+        """Counts bytes of a body; the caller gives them back. Refused 429 where memory for bodies is used up."""
+        if self.bytes + count > self.limits.held_bytes:
+            raise Refused(429, "busy", "bodies of other requests fill the memory set aside: try again later", 1.0)
+        self.bytes += count
+
+    def computed(self, clips: int, took_s: float) -> None:
+        new = took_s / clips
+        self.pace_s = new if not self.pace_s else 0.8 * self.pace_s + 0.2 * new

@@ -1,0 +1,256 @@
+"use strict";
+/* The page: a clip in, what the model hears and says of it out. It asks this server, and nobody else. */
+
+const byId = (id) => document.getElementById(id);
+const status = (text) => { byId("status").textContent = text; };
+const fail = (text) => { byId("error").textContent = text; if (text) status(""); };
+let latest = 0; // only the newest clip's answer is shown
+
+/** An element with text or children; nothing is ever parsed as HTML. */
+function make(tag, content = "", attributes = {}) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...[].concat(content));
+  return node;
+}
+
+/** JSON of a route; an Error with the server's own sentence otherwise. */
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch {
+    throw new Error("The server does not answer.");
+  }
+  const body = await answer.json().catch(() => ({}));
+  if (answer.status === 401) byId("key").hidden = false;
+  if (!answer.ok) throw new Error(body.error ? body.error.message : `The server answered ${answer.status}.`);
+  return body;
+}
+
+async function listen(file) {
+  const turn = ++latest;
+  fail("");
+  status(`Listening to ${file.name} …`);
+  const send = (path) => ask(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+  try {
+    const features = await send("/v1/features");
+    const classes = await send("/v1/classify?top=5&neighbours=5");
+    if (turn !== latest) return;
+    byId("results").hidden = false;
+    show(file, features, classes);
+    status(`Done: ${file.name}, ${features.seconds} s, answered by ${classes.model}.`);
+  } catch (error) {
+    if (turn !== latest) return;
+    byId("results").hidden = true;
+    fail(error.message);
+  }
+}
+
+function show(file, features, classes) {
+  byId("clip").textContent = `${file.name}, ${features.seconds.toFixed(2)} s`;
+  const player = byId("player");
+  if (player.src) URL.revokeObjectURL(player.src);
+  player.src = URL.createObjectURL(file);
+  drawWave(features);
+  drawMel(features.mel);
+  const cut = features.seconds > features.shown_s ? ` The first ${features.shown_s} s are drawn.` : "";
+  byId("axis").textContent = `0 to ${features.shown_s.toFixed(2)} s. Above the waveform, below log-mel up to 8 kHz.${cut}`;
+  byId("sets").replaceChildren(...Object.entries(classes.data[0].sets).map(([name, set]) => card(name, set)));
+  if (!byId("sets").children.length) byId("sets").append(make("p", "This version has no heads: it gives embeddings only."));
+}
+
+function card(name, set) {
+  const node = make("section", make("h3", name.replaceAll("_", " ")), { class: "card", "aria-label": name });
+  if (set.top) node.append(make("ol", set.top.map(bar), { class: "top" }));
+  if (set.nearest) {
+    const rows = set.nearest.map((n) => make("li", [
+      make("span", [n.label, " ", make("small", n.id)]), make("span", n.cosine.toFixed(2)),
+    ]));
+    node.append(make("h4", "Nearest clips, by cosine"), make("ol", rows, { class: "near" }));
+  }
+  return node;
+}
+
+function bar({ label, probability }) {
+  const space = "http://www.w3.org/2000/svg";
+  const picture = document.createElementNS(space, "svg");
+  const rect = document.createElementNS(space, "rect");
+  picture.setAttribute("aria-hidden", "true");
+  rect.setAttribute("width", `${100 * probability}%`);
+  rect.setAttribute("height", "100%");
+  rect.setAttribute("rx", "3");
+  picture.append(rect);
+  const percent = probability < 0.001 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`;
+  return make("li", [picture, make("span", label.replaceAll("_", " ")), make("span", percent)]);
+}
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+let drawn = null; // redrawn when light turns dark
+
+function drawWave(features) {
+  drawn = features;
+  const canvas = byId("wave"), pen = canvas.getContext("2d");
+  const { width, height } = canvas, middle = height / 2;
+  const peak = Math.max(0.05, ...features.high, ...features.low.map((v) => -v));
+  const step = width / features.low.length, scale = (middle - 6) / peak;
+  pen.clearRect(0, 0, width, height);
+  pen.fillStyle = colour("--accent");
+  features.low.forEach((low, i) => {
+    const top = middle - features.high[i] * scale;
+    pen.fillRect(i * step, top, Math.max(1, step - 0.5), Math.max(1.5, middle - low * scale - top));
+  });
+  canvas.setAttribute("aria-label", `Waveform, ${features.shown_s} s, peak ${peak.toFixed(2)} of 1`);
+}
+
+/* Five stops from dark blue to yellow, lightness rising evenly. */
+const STOPS = [[13, 8, 55], [70, 20, 120], [170, 45, 105], [240, 120, 50], [252, 240, 160]];
+function heat(value) {
+  const at = (value / 255) * (STOPS.length - 1), low = Math.min(Math.floor(at), STOPS.length - 2), part = at - low;
+  return STOPS[low].map((from, c) => from + (STOPS[low + 1][c] - from) * part);
+}
+
+function drawMel({ frames, bins, data }) {
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  const picture = new ImageData(frames, bins);
+  for (let f = 0; f < frames; f++) {
+    for (let m = 0; m < bins; m++) {
+      picture.data.set([...heat(bytes[f * bins + m]), 255], 4 * ((bins - 1 - m) * frames + f));
+    }
+  }
+  const small = make("canvas");
+  small.width = frames;
+  small.height = bins;
+  small.getContext("2d").putImageData(picture, 0, 0);
+  const canvas = byId("mel");
+  canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
+}
+
+/* A recording is turned into a WAV file here: browsers record in formats that no audio library of the server reads. */
+let recorder = null;
+async function record() {
+  if (recorder) return recorder.stop();
+  fail("");
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  } catch {
+    return fail("No microphone: it was refused, or there is none. (Browsers need https or localhost.)");
+  }
+  const parts = [];
+  recorder = new MediaRecorder(stream);
+  recorder.ondataavailable = (event) => parts.push(event.data);
+  recorder.onstop = async () => {
+    stream.getTracks().forEach((track) => track.stop());
+    pressed(false);
+    recorder = null;
+    try {
+      listen(await wav(new Blob(parts)));
+    } catch {
+      fail("The recording could not be read.");
+    }
+  };
+  recorder.start();
+  pressed(true);
+  status("Recording. Press again to stop.");
+  setTimeout(() => recorder && recorder.stop(), 30000);
+}
+
+function pressed(on) {
+  byId("record").setAttribute("aria-pressed", on);
+  byId("record").textContent = on ? "Stop" : "Record";
+}
+
+async function wav(blob) {
+  const context = new AudioContext({ sampleRate: 16000 });
+  const audio = await context.decodeAudioData(await blob.arrayBuffer());
+  context.close();
+  const samples = audio.getChannelData(0), view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const word = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+  word(0, "RIFF"); view.setUint32(4, 36 + 2 * samples.length, true); word(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
+  view.setUint32(24, 16000, true); view.setUint32(28, 32000, true); view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  word(36, "data"); view.setUint32(40, 2 * samples.length, true);
+  samples.forEach((v, i) => view.setInt16(44 + 2 * i, Math.max(-1, Math.min(1, v)) * 32767, true));
+  return new File([view.buffer], "recording.wav", { type: "audio/wav" });
+}
+
+async function introduce() {
+  try {
+    const [model] = (await ask("/v1/models")).data;
+    if (!model) {
+      const told = await fetch("/health/ready").then((r) => r.json());
+      throw new Error(told.error ? told.error.message : "No version answers yet.");
+    }
+    byId("answering").textContent = `${model.id}${model.alias ? `, the ${model.alias}` : ""}`;
+    facts(model);
+    evidence(model);
+  } catch (error) {
+    byId("answering").textContent = "No version answers.";
+    fail(error.message);
+    setTimeout(introduce, 5000);
+  }
+}
+
+function facts(model) {
+  const rows = {
+    Version: model.id, Alias: model.alias, "MLflow run": model.run_id, "Weights digest": model.weights,
+    Encoder: `${model.name} (${model.kind}), ${model.width} wide, a frame every ${1000 * model.hop_s} ms`,
+    "Probe heads": Object.entries(model.heads).map(([n, h]) => `${n} (${h.labels.length})`).join(", "),
+  };
+  const pairs = Object.entries(rows).filter(([, value]) => value);
+  byId("facts").replaceChildren(...pairs.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
+}
+
+function evidence(model) {
+  const place = byId("evidence");
+  place.replaceChildren();
+  if (!model.evidence) return place.append(make("p", "It carries no evidence."));
+  const gates = model.evidence.verdicts.map((v) => {
+    const word = v.decides ? (v.passed ? "pass" : "FAIL") : (v.passed ? "yes" : "no");
+    const text = [make("strong", word), ` ${v.gate}: ${v.detail}`];
+    return make("li", text, { class: v.decides ? (v.passed ? "pass" : "fail") : "" });
+  });
+  place.append(make("ul", gates, { class: "gates", "aria-label": "Verdicts" }), differences(model.evidence.differences));
+  if (model.report) place.append(make("p", make("a", "The whole report", { href: "/report" })));
+}
+
+function differences(rows) {
+  const signed = (v) => `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(1)}`;
+  const head = ["set", "difference", "points", "interval", "p (Holm)", "clips"].map((t) => make("th", t, { scope: "col" }));
+  const body = rows.map((r) => make("tr", [
+    make("th", r.set, { scope: "row" }), make("td", `${r.a} − ${r.b}`), make("td", signed(r.diff)),
+    make("td", `${signed(r.low)} to ${signed(r.high)}`),
+    make("td", typeof r.p_holm === "number" ? r.p_holm.toPrecision(2) : ""), make("td", String(r.clips ?? "")),
+  ]));
+  const caption = make("caption", "Differences in accuracy on the probe sets");
+  return make("div", make("table", [caption, make("thead", make("tr", head)), make("tbody", body)]),
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences" });
+}
+
+const drop = byId("drop");
+for (const type of ["dragenter", "dragover"]) {
+  drop.addEventListener(type, (event) => { event.preventDefault(); drop.classList.add("over"); });
+}
+for (const type of ["dragleave", "drop"]) drop.addEventListener(type, () => drop.classList.remove("over"));
+drop.addEventListener("drop", (event) => {
+  event.preventDefault();
+  if (event.dataTransfer.files.length) listen(event.dataTransfer.files[0]);
+});
+byId("file").addEventListener("change", (event) => {
+  if (event.target.files.length) listen(event.target.files[0]);
+  event.target.value = ""; // the same file again is a change, too
+});
+byId("record").addEventListener("click", record);
+byId("record").disabled = !(navigator.mediaDevices && window.MediaRecorder);
+byId("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", byId("secret").value);
+  byId("key").hidden = true;
+  fail("");
+  introduce();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn && drawWave(drawn));
+introduce();

@@ -1,0 +1,163 @@
+"""Watcher: follows an alias. A new version is loaded and warmed beside the old one, then takes its place at once.
+
+In    a `Source`: which version is meant now, and its folder
+Out   `served`, replaced in one assignment; `status()` for /health/ready
+Why   a request keeps the version it began with, so a swap loses nothing. A version that does not load, or fails on
+      its own example, is refused and the old one stays. Price: two versions in memory while one is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from aut.errors import AutError, DataError, MissingInput, TrackingError
+from aut.serving.limits import Refused
+from aut.serving.versions import Pointer, Served, open_version
+
+log = logging.getLogger("aut.serving")
+RETRY_S = 60.0  # before a version that could not be loaded for a passing reason (memory, disk) is tried again
+
+
+class Source(Protocol):
+    """Where versions come from. `current` is cheap; it and `fetch` raise TrackingError while the registry is away."""
+
+    command: str  # what makes a version where there is none
+
+    def current(self) -> Pointer | None: ...
+
+    def fetch(self, pointer: Pointer) -> Path: ...
+
+    def local(self) -> tuple[Pointer, Path] | None:
+        """The version fetched last, as it lies on this machine."""
+
+
+@dataclass
+class Folder:
+    """A source that never changes: an encoder folder, or the package of a version."""
+
+    folder: Path
+    command: str = "aut export ENCODER"
+
+    def current(self) -> Pointer | None:
+        return Pointer(self.folder.name, "0", alias="folder")
+
+    def fetch(self, pointer: Pointer) -> Path:
+        return self.folder
+
+    def local(self) -> tuple[Pointer, Path] | None:
+        return None
+
+
+class Watcher:
+    """Polls the source in a thread of its own."""
+
+    def __init__(
+        self, source: Source, device: str = "cpu", poll_s: float = 5.0, changed: Callable[[Served], None] | None = None
+    ) -> None:
+        self.source, self.device, self.poll_s, self.changed = source, device, poll_s, changed
+        self._served: Served | None = None
+        self.away: str | None = None  # why the registry does not answer
+        self.refused: dict[str, str] = {}  # version -> why it is not served
+        self._tried: dict[str, float] = {}
+        self.looked = False  # at least once
+        self.swaps = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="aut-watch", daemon=True)
+
+    @property
+    def served(self) -> Served:
+        """The version that answers. Refused 503 while there is none, with what to do."""
+        if self._served is not None:
+            return self._served
+        if not self.looked:
+            raise Refused(503, "starting", "the model is being loaded", 2.0)
+        if self.refused:
+            number, why = next(reversed(self.refused.items()))
+            raise Refused(503, "refused", f"version {number} cannot be served: {why}", 30.0)
+        if self.away:
+            raise Refused(503, "registry_away", f"{self.away}, and no version lies on this machine", 10.0)
+        raise Refused(503, "no_version", f"there is no version to serve yet: make one with `{self.source.command}`", 30)
+
+    @property
+    def answering(self) -> Served | None:
+        return self._served
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def look(self) -> None:
+        """Asks the source once and follows it."""
+        try:
+            self._follow(self.source.current())
+            self.away = None
+        except TrackingError as error:
+            self._went_away(error)
+        finally:
+            self.looked = True
+
+    def status(self) -> dict[str, Any]:
+        """Body of /health/ready."""
+        told: dict[str, Any] = {"ready": self._served is not None, "registry": self.away or "answers"}
+        if self._served:
+            told |= {"version": self._served.pointer.address, "alias": self._served.pointer.alias}
+            told |= {"weights": self._served.encoder.digest, "from": "local copy" if self.away else "registry"}
+        if self.refused:
+            told["refused"] = dict(self.refused)
+        return told
+
+    def _follow(self, pointer: Pointer | None) -> None:
+        if pointer is None or self._is_served(pointer) or self._was_refused(pointer):
+            return
+        self._load(pointer, self.source.fetch)
+
+    def _load(self, pointer: Pointer, fetch: Callable[[Pointer], Path]) -> None:
+        try:
+            served = open_version(fetch(pointer), pointer, self.device)
+        except TrackingError:
+            raise
+        except Exception as error:
+            why = str(error) if isinstance(error, AutError) else f"{type(error).__name__}: {error}"
+            lasting = isinstance(error, DataError | MissingInput)
+            self.refused[pointer.number] = why
+            self._tried[pointer.number] = float("inf") if lasting else time.monotonic() + RETRY_S
+            log.error("version %s is refused: %s", pointer.number, why)
+            return
+        self.refused.pop(pointer.number, None)
+        self._served, before = served, self._served
+        self.swaps += before is not None
+        if self.changed:
+            self.changed(served)
+        log.info("serving %s", pointer.address)
+
+    def _is_served(self, pointer: Pointer) -> bool:
+        return self._served is not None and self._served.pointer == pointer
+
+    def _was_refused(self, pointer: Pointer) -> bool:
+        return pointer.number in self.refused and time.monotonic() < self._tried[pointer.number]
+
+    def _went_away(self, error: TrackingError) -> None:
+        if self.away is None:
+            log.warning("the registry is away: %s", error)
+        self.away = error.what
+        kept = self.source.local() if self._served is None else None
+        if kept:
+            self._load(kept[0], lambda _: kept[1])
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except Exception:  # the watch goes on whatever a source does
+                log.exception("looking for a version failed")
+            self._stop.wait(self.poll_s)
