@@ -69,8 +69,8 @@ class Index(Frozen):
 
 class Screen(Frozen):
     gates: list[Literal["id", "content", "acoustic"]]
-    acoustic_threshold: Fraction  # share of time-aligned fingerprint frames that must agree
-    min_match_s: PositiveFloat
+    acoustic_threshold: Fraction  # agreement of the aligned fingerprints, in [0, 1]; 0 is chance
+    min_match_s: PositiveFloat  # a match this short counts 0.71 of its agreement, a longer one nearly all
     max_flagged_fraction: Fraction  # of a domain's pool; more stops the pipeline
 
 
