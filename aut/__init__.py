@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "__version__", "load_encoder"]
+__all__ = ["AsyncClient", "Client", "__version__", "adapters", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from aut.edges.registry import load_encoder
 
         return load_encoder
+    if name == "adapters":
+        from importlib import import_module
+
+        return import_module("aut.adapters")
     if name in ("Client", "AsyncClient"):
         from aut import client
 

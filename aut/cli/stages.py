@@ -73,9 +73,26 @@ def _finetune(
     run_stage("finetune", arm=arm, seed=seed)
 
 
-def _export(encoder: Annotated[str, typer.Argument(help="base, random ..., or <arm>-<seed>.")]) -> None:
-    """Drop the decoder, write the encoder folder, prove parity with transformers."""
-    run_stage("export", encoder=encoder)
+def _export(
+    encoder: Annotated[str, typer.Argument(help="base, random ..., or <arm>-<seed>; with --for also models:/...")],
+    tower: Annotated[str, typer.Option("--for", help="Not the stage: write a drop-in for this tower.")] = "",
+    into: Annotated[str, typer.Option("--into", help="With --for: the folder to write.")] = "",
+    target: Annotated[str, typer.Option("--target", help="With --for: a model's folder to copy the rest from.")] = "",
+) -> None:
+    """Drop the decoder, write the encoder folder, prove parity with transformers.
+
+    With --for, put an exported encoder into an audio-LLM's tower instead; `aut adapters` lists them.
+    """
+    if tower:
+        from aut.cli.adapters import drop_in
+
+        drop_in(encoder, tower, into, target)
+    elif into or target:
+        from aut.errors import ConfigError
+
+        raise ConfigError("--into and --target go with --for", "add --for NAME; `aut adapters` lists them")
+    else:
+        run_stage("export", encoder=encoder)
 
 
 def _embed(

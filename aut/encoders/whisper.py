@@ -42,7 +42,7 @@ def encoder_forward(
     f_B lies where m_B does. ValueError: more frames than the encoder has positions.
     """
     mask_BT = _valid(m_B, mel_BMT.shape[2], mel_BMT.device)
-    h_BFD = _stem(encoder, mel_BMT, mask_BT)
+    h_BFD = stem(encoder, mel_BMT, mask_BT)
     frames = h_BFD.shape[1]
     f_B = torch.full((len(mel_BMT),), frames) if m_B is None else (m_B + 1) // 2
     keys_BF = None if mask_BT is None else _valid(f_B, frames, h_BFD.device)
@@ -93,7 +93,7 @@ def decoder_layer(layer: Any, y_BLD: Tensor, h_BFD: Tensor, keys: Tensor | None)
     return y_BLD + _feed_forward(layer, y_BLD)
 
 
-def _stem(encoder: Any, mel_BMT: Tensor, mask_BT: Tensor | None) -> Tensor:
+def stem(encoder: Any, mel_BMT: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Two convolutions and the positions. Both see zeros beyond a clip's end, as they would at a batch's end."""
     x_BMT = mel_BMT.to(encoder.conv1.weight.dtype)
     if mask_BT is not None:

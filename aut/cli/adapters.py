@@ -1,0 +1,47 @@
+"""`aut adapters` and `aut export NAME --for TOWER --into DIR`: the encoder in an audio-LLM's tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from aut.errors import ConfigError
+
+LENGTHS = {"padded": "30 s always", "longest": "as long as the batch, up to 30 s", "chunks": "chunks of 2 s"}
+
+
+def drop_in(encoder: str, name: str, into: str, target: str) -> None:
+    """Writes the folder and says what it holds. `encoder`: an exported one's name, a folder, or an address."""
+    from aut.adapters import convert, open_adapter
+    from aut.layout import here
+
+    adapter = open_adapter(name).ADAPTER
+    if not into:
+        raise ConfigError("--for needs --into", "name the folder to write")
+    exported = here().encoder(encoder)
+    source = exported if ":" not in encoder and (exported / "encoder.json").is_file() else encoder
+    report = convert(name, source, Path(into), Path(target) if target else None)
+    typer.echo(f"{into}: {report['loaded']} tensors of {report['encoder']['name']} in {adapter.tower}")
+    typer.echo(f"kept from the target: {', '.join(report['kept']) or 'nothing of the tower'}")
+    if report["left_out"]:
+        typer.echo(f"left out, as they hold other weights: {', '.join(report['left_out'])}")
+
+
+def adapters() -> None:
+    """List the towers that take the encoder's weights, and those that cannot, with the reason."""
+    from aut.adapters import REFUSED, names, open_adapter
+
+    width = max(map(len, names())) + 2
+    for name in names():
+        a = open_adapter(name).ADAPTER
+        masked = "padding masked" if a.masked else "padding attended to"
+        typer.echo(f"{name:{width}}{a.title} ({a.tower})")
+        typer.echo(f"{'':{width}}{LENGTHS[a.length]}, {masked}; then {a.order}: {a.frame_hz:g} frames/s")
+    typer.echo("\nThese cannot take the weights:")
+    for refused in REFUSED.values():
+        typer.echo(f"  {refused.title}: {refused.reason}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("adapters")(adapters)
