@@ -13,7 +13,6 @@ from pathlib import Path
 from aut.errors import ConfigError
 from aut.units import Role
 
-
 RESTORING = "AUT_RESTORING"
 """Set while a restore runs `dvc repro --pull`: a stage that would have to compute refuses instead."""
 

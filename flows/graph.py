@@ -30,9 +30,7 @@ def read_graph(root: Path) -> list[Stage]:
         graph = repo.index.graph
         order = list(nx.topological_sort(graph.reverse(copy=True)))  # an edge of DVC's leads to the need
         return [
-            Stage(
-                s.addressing, tuple(sorted(n.addressing for n in graph.successors(s))), bool((s.meta or {}).get("gpu"))
-            )
+            Stage(s.name, tuple(sorted(n.name for n in graph.successors(s))), bool((s.meta or {}).get("gpu")))
             for s in order
         ]
 

@@ -26,6 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from aut.errors import AutError
 from aut.layout import Layout
 from aut.restore import pull_inputs
+from aut.sources import scan
 from aut.workcopy import checkout_root, working_copy
 from flows.graph import STAGES, Stage, read_graph, select
 from flows.lineage import Lineage
@@ -122,6 +123,8 @@ def aut(
     with working_copy(checkout, copy, profile, overrides) as (layout, params):
         if version is not None:
             pull_inputs(version, layout)
+        for source in params.sources if first == "index" else ():
+            scan(params, layout, source)
         lineage = Lineage.begin(checkout, layout, params, flow_run.get_id(), version)
         stages = select(read_graph(layout.root), first, last)
         outcomes: list[Outcome] = []
@@ -149,12 +152,22 @@ def _run_all(stages: list[Stage], run: Run) -> list[Outcome]:
         else:
             future = reproduce_elsewhere.submit(group[0].verb, group, run, wait_for=waits)
         futures |= {s.name: future for s in group}
-    results = [f.result(raise_on_failure=False) for f in dict.fromkeys(futures.values())]
-    for failure in (r for r in results if isinstance(r, AutError)):
+    results = [_ended(f) for f in dict.fromkeys(futures.values())]
+    for failure in sorted((r for r in results if isinstance(r, BaseException)), key=_ours_first):
         raise failure
-    for future in futures.values():
-        future.result()  # raises what was no error of ours
     return [r for r in results if isinstance(r, Outcome)]
+
+
+def _ended(future: PrefectFuture[Any]) -> Any:
+    """A task's result or its exception; None where it never started because what it needs had failed."""
+    future.wait()
+    if future.state.is_pending():
+        return None
+    return future.state.result(raise_on_failure=False)
+
+
+def _ours_first(error: BaseException) -> bool:
+    return not isinstance(error, AutError)
 
 
 def _groups(stages: list[Stage], elsewhere: bool) -> list[list[Stage]]:

@@ -50,6 +50,7 @@ def _quiet_prefect(checkout: Layout) -> None:
     CRITICAL, because the in-process server reports its own shutdown as errors; a stage's error is raised, not logged.
     """
     os.environ.setdefault("PREFECT_HOME", str(checkout.work / "prefect"))
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     for name in ("PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"):
         os.environ.setdefault(name, "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

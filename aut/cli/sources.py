@@ -1,0 +1,83 @@
+"""`aut sources`: which corpus layouts can be read, what a folder holds, and the inventory that `index` depends on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+commands = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+
+
+@commands.callback()
+def sources(context: typer.Context) -> None:
+    """List the corpus layouts that can be read; `check` a folder, `scan` the sources of params."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from aut.sources import cards
+
+    table = Table("layout", "corpus", "domain", "clips", "text", "licence")
+    for card in cards():
+        clips = f"{card.clips:,}" if card.clips else "-"
+        table.add_row(card.name, card.title, card.domain or "any", clips, card.text_origin, card.licence)
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+@commands.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
+    dataset: Annotated[str | None, typer.Option(help="Its layout; default: recognised by its files.")] = None,
+    options: Annotated[str, typer.Option(help="Options of the layout, as JSON.")] = "{}",
+) -> None:
+    """Say which rows of a folder would be read, and which not and why. Decodes nothing."""
+    from aut.errors import ConfigError
+    from aut.sources import check as look
+
+    try:
+        values: dict[str, Any] = json.loads(options)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"--options is not JSON: {error}", """write it like '{"columns": {"uri": "file"}}'"""
+        ) from None
+    found = look(path, dataset, values)
+    typer.echo(f"{path}: layout {found.dataset}, {found.rows:,} rows would be read, {found.with_text:,} with text")
+    for what, counts in (("labels", found.labels), ("splits", found.splits), ("licences", found.licences)):
+        if counts:
+            typer.echo(f"  {what}: {_few(counts)}")
+    for clip in found.examples:
+        typer.echo(f"  {clip.key}: {clip.text or clip.label or ''}")
+    for reason, count in found.refused.most_common():
+        typer.echo(f"  not read, {reason}: {count:,}")
+    for key, reason, detail in found.refused_examples:
+        typer.echo(f"    {key}: {reason}, {detail}")
+
+
+@commands.command()
+def scan(
+    source: Annotated[list[str] | None, typer.Argument(help="Sources of params; default: all.")] = None,
+) -> None:
+    """Write data/corpora/SOURCE.json: names and sizes digested, so that a changed corpus is indexed again."""
+    from aut.config import read_params
+    from aut.layout import here
+    from aut.sources import scan as look
+
+    layout = here()
+    params = read_params(layout.params)
+    for name in source or list(params.sources):
+        inventory = look(params, layout, name)
+        typer.echo(f"{name}: {inventory['digest']}")
+
+
+def _few(counts: Counter[str], most: int = 8) -> str:
+    shown = ", ".join(f"{name or '(none)'} {n:,}" for name, n in counts.most_common(most))
+    return f"{shown}, {len(counts) - most} more" if len(counts) > most else shown
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(commands, name="sources", rich_help_panel="Runs")
