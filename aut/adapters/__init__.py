@@ -144,7 +144,7 @@ def features(name: str, encoder: AudioEncoder, waveforms: Any, rate_hz: int) -> 
     mel_BMT, _ = log_mel(x_BT.to(inner.device), n_B, inner.mels, padded=tower.ADAPTER.length != "chunks")
     if tower.ADAPTER.length == "longest":
         mel_BMT = mel_BMT[:, :, : int(m_B.max())]
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: a projector may be trained on these
         return tower.features(inner.tower, mel_BMT, m_B)
 
 

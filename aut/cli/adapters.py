@@ -19,9 +19,8 @@ def drop_in(encoder: str, name: str, into: str, target: str) -> None:
     adapter = open_adapter(name).ADAPTER
     if not into:
         raise ConfigError("--for needs --into", "name the folder to write")
-    exported = here().encoder(encoder)
-    source = exported if ":" not in encoder and (exported / "encoder.json").is_file() else encoder
-    report = convert(name, source, Path(into), Path(target) if target else None)
+    a_name = ":" not in encoder and not Path(encoder).is_dir()
+    report = convert(name, here().encoder(encoder) if a_name else encoder, Path(into), Path(target) if target else None)
     typer.echo(f"{into}: {report['loaded']} tensors of {report['encoder']['name']} in {adapter.tower}")
     typer.echo(f"kept from the target: {', '.join(report['kept']) or 'nothing of the tower'}")
     if report["left_out"]:

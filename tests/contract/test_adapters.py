@@ -1,0 +1,444 @@
+"""Drop-in, two contracts each against the towers' own classes: every key settled, and the same features."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import WhisperFeatureExtractor
+
+import aut
+from aut.adapters import REFUSED, convert, features, load_into, names, open_adapter
+from aut.audio.mel import log_mel
+from aut.encoders.clipwise import identity
+from aut.encoders.tower import load_tower
+from aut.errors import AutError, ConfigError, DataError, MissingInput
+from tests.contract.adapter_models import (
+    WHISPER,
+    ModifiedWhisperEncoder,
+    build_model,
+    build_tower,
+    own_forward,
+    shake,
+)
+
+ROOT = Path(__file__).parents[2]
+ATOL = 1e-5  # float32, fused kernels in another order
+TOWERS = names()
+MODELS = {
+    "WhisperModel": ("whisper", "encoder"),
+    "WhisperForConditionalGeneration": ("whisper", "model.encoder"),
+    "Qwen2AudioForConditionalGeneration": ("qwen2_audio", "model.audio_tower"),
+    "VoxtralForConditionalGeneration": ("voxtral", "model.audio_tower"),
+    "AudioFlamingo3ForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
+    "MusicFlamingoForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
+    "Qwen2_5OmniThinkerForConditionalGeneration": ("qwen2_5_omni", "model.audio_tower"),
+}
+
+
+def write_encoder(folder, moved=False, **extra):
+    """An exported encoder folder; `moved`: its positions are no longer Whisper's sinusoids."""
+    torch.manual_seed(20)
+    encoder = shake(build_tower("whisper", **extra))
+    weights = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+    if moved:
+        weights["embed_positions.weight"] += 0.1 * torch.randn_like(weights["embed_positions.weight"])
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(encoder.config.to_dict()))
+    WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins).save_pretrained(folder)
+    facts = {"kind": "whisper", "name": folder.name, "mels": encoder.config.num_mel_bins, "length": "native"}
+    facts |= {"width": encoder.config.d_model, "rate_hz": 16_000, "hop_s": 0.02}
+    digest = identity(folder, "whisper", facts["mels"])
+    (folder / "encoder.json").write_text(json.dumps(facts | {"digest": digest}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("models") / "encoders/adapted-0")
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("models") / "encoders/moved-0", moved=True)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Real-shaped: 30 s, odd and even numbers of frames, one frame, chunks with and without a rest."""
+    rng = np.random.default_rng(3)
+    seconds = (30.0, 4.0, 7.31, 0.37, 0.02)
+    return [
+        (0.1 * rng.standard_normal(round(s * 16_000)) * np.hanning(round(s * 16_000))).astype("f4") for s in seconds
+    ]
+
+
+def mel_of(name, clips):
+    """Log-mel as the tower's processor lays it out, and valid mel frames."""
+    n_B = torch.tensor([len(c) for c in clips])
+    x_BT = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(c) for c in clips], batch_first=True)
+    mel_BMT, m_B = log_mel(x_BT, n_B, WHISPER["num_mel_bins"], padded=open_adapter(name).ADAPTER.length != "chunks")
+    return mel_BMT, m_B
+
+
+def shapes(state):
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+# Weights
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_takes_every_tensor_and_keeps_what_it_says(name, encoder):
+    torch.manual_seed(1)
+    tower = shake(build_tower(name))
+    before = {key: tensor.clone() for key, tensor in tower.state_dict().items()}
+    report = load_into(tower, encoder)
+    adapter, ours, after = open_adapter(name).ADAPTER, load_file(encoder / "model.safetensors"), tower.state_dict()
+    assert report.adapter == name
+    assert report.digest == aut.load_encoder(encoder).digest
+    places = set(after) - set(report.kept)
+    assert report.loaded == len(places) == len(ours) - len(adapter.constant)
+    for key in places:
+        old = next((o + key.removeprefix(n) for o, n in adapter.renamed.items() if key.startswith(n)), key)
+        torch.testing.assert_close(after[key], ours[old], atol=0, rtol=0)
+    for key in report.kept:
+        assert key.startswith(adapter.kept)
+        torch.testing.assert_close(after[key], before[key], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in TOWERS if open_adapter(n).ADAPTER.alone])
+def test_the_tower_alone_loads_strictly_from_its_folder(name, encoder, tmp_path):
+    report = convert(name, encoder, tmp_path / "out")
+    cls = ModifiedWhisperEncoder if name == "ultravox" else type(build_tower(name))
+    tower, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    ours = load_file(encoder / "model.safetensors")
+    assert report["loaded"] == len(ours)
+    for key, tensor in tower.state_dict().items():
+        torch.testing.assert_close(tensor, ours[key], atol=0, rtol=0)
+    assert tower.config.encoder_attention_heads == WHISPER["encoder_attention_heads"]
+    assert WhisperFeatureExtractor.from_pretrained(tmp_path / "out").feature_size == WHISPER["num_mel_bins"]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_line_loads_a_live_model_and_only_its_tower_changes(kind, encoder):
+    torch.manual_seed(2)
+    model = shake(build_model(kind)).to(torch.bfloat16)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    report = aut.adapters.load_into(model, encoder)
+    name, path = MODELS[kind]
+    assert (report.adapter, report.module) == (name, path)
+    changed = {k for k, t in model.state_dict().items() if not torch.equal(t, before[k])}
+    expected = {k for k in before if k.startswith(path)} - {f"{path}.{k}" for k in report.kept}
+    assert changed <= expected
+    assert len(expected) == report.loaded
+    assert expected - changed <= {f"{path}.embed_positions.weight"}  # sinusoids before and after
+    assert all(t.dtype == torch.bfloat16 for k, t in model.state_dict().items() if k in expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_models_folder_is_copied_with_the_encoder_in_its_tower(kind, encoder, tmp_path):
+    torch.manual_seed(3)
+    model = shake(build_model(kind)).to(torch.float16)
+    target, out = tmp_path / "target", tmp_path / "out"
+    model.save_pretrained(target, max_shard_size="40KB")
+    (target / "tokenizer.json").write_text("{}")
+    (target / "pytorch_model.bin").write_bytes(b"a pickle")
+    save_file({"old": torch.zeros(1)}, target / "consolidated.safetensors")
+    was = {p.name: p.read_bytes() for p in target.iterdir()}
+    name, _ = MODELS[kind]
+    report = convert(name, encoder, out, target)
+    loaded, info = type(model).from_pretrained(out, output_loading_info=True, dtype=torch.float16)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    load_into(model, encoder)
+    for key, tensor in model.state_dict().items():
+        # Voxtral keeps its positions in float32 whatever it is asked: values are compared, not types
+        torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=0, rtol=0, check_dtype=False)
+    assert len([k for k in was if k.startswith("model-")]) > 1  # it was sharded, so that whole shards are copied
+    assert report["left_out"] == ["consolidated.safetensors", "pytorch_model.bin"]
+    assert sorted(p.name for p in out.iterdir()) == sorted({*was, "drop_in.json"} - set(report["left_out"]))
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == was
+    assert json.loads((out / "drop_in.json").read_text()) == report
+    again = {p.name: p.read_bytes() for p in out.iterdir()}
+    convert(name, encoder, out, target)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == again
+
+
+# Features
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@torch.no_grad()
+def test_our_encoder_gives_what_the_tower_gives(name, encoder, moved, clips):
+    folder = encoder if open_adapter(name).ADAPTER.constant else moved
+    torch.manual_seed(4)
+    tower = shake(build_tower(name))
+    load_into(tower, folder)
+    ours = load_tower(folder, json.loads((folder / "config.json").read_text()))
+    mel_BMT, m_B = mel_of(name, clips)
+    if open_adapter(name).ADAPTER.length == "longest":
+        mel_BMT, m_B, keep = mel_BMT[1:, :, : int(m_B[1:].max())], m_B[1:], clips[1:]
+        assert len(keep) == len(mel_BMT)
+    h_BFD, f_B = open_adapter(name).features(ours, mel_BMT, m_B)
+    theirs = own_forward(name, tower, mel_BMT, m_B)
+    if name == "qwen2_5_omni":
+        h_BFD = tower.proj(h_BFD)
+    assert h_BFD.shape == theirs.shape
+    valid = (
+        torch.arange(theirs.shape[1])[None] < f_B[:, None] if name == "qwen2_5_omni" else torch.ones(theirs.shape[:2])
+    )
+    torch.testing.assert_close(h_BFD[valid.bool()], theirs[valid.bool()], atol=ATOL, rtol=0)
+    assert theirs[valid.bool()].abs().max() > 0.5  # a comparison of zeros would pass
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_frame_rate_and_lengths_are_the_models_own(name, clips):
+    adapter, (mel_BMT, m_B) = open_adapter(name).ADAPTER, mel_of(name, clips)
+    tower = build_tower(name)
+    theirs = own_forward(name, tower, mel_BMT, m_B)
+    assert theirs.shape[1] == round(30 * adapter.frame_hz)
+    _, f_B = open_adapter(name).features(build_tower("whisper"), mel_BMT, m_B)
+    if name in ("whisper", "voxtral"):  # silence goes on to the decoder, the language model
+        assert f_B.tolist() == [1500] * len(clips)
+    elif name == "ultravox":
+        assert f_B.tolist() == tower._get_feat_extract_output_lengths(m_B).tolist()
+    else:
+        assert f_B.tolist() == tower._get_feat_extract_output_lengths(m_B)[1].tolist()
+
+
+@pytest.mark.parametrize("name", [n for n in TOWERS if open_adapter(n).ADAPTER.masked])
+@torch.no_grad()
+def test_masked_towers_do_not_hear_their_batch(name, clips):
+    """Frames two or more before a clip's end: convolutions of the 30-s towers hear where the padding begins."""
+    ours = shake(build_tower("whisper"))
+    mel_BMT, m_B = mel_of(name, clips)
+    together, f_B = open_adapter(name).features(ours, mel_BMT, m_B)
+    mel_BMT[1:, :, :] = torch.where(torch.arange(mel_BMT.shape[2]) < m_B[1:, None, None] + 4, mel_BMT[1:], 9.0)
+    shouted, _ = open_adapter(name).features(ours, mel_BMT, m_B)
+    for b, f in enumerate(f_B.tolist()):
+        torch.testing.assert_close(shouted[b, :f], together[b, :f], atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["whisper", "qwen2_audio", "voxtral"])
+@torch.no_grad()
+def test_unmasked_towers_do_hear_the_padding_as_declared(name, clips):
+    ours = shake(build_tower("whisper"))
+    mel_BMT, m_B = mel_of(name, clips[1:2])
+    quiet, f_B = open_adapter(name).features(ours, mel_BMT, m_B)
+    mel_BMT[:, :, 1000:] += 1.0
+    louder, _ = open_adapter(name).features(ours, mel_BMT, m_B)
+    assert (louder - quiet)[0, : min(150, int(f_B[0]))].abs().max() > 100 * ATOL
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@torch.no_grad()
+def test_features_from_waveforms_equal_extractor_and_tower(name, encoder, clips):
+    torch.manual_seed(5)
+    tower = build_tower(name)
+    load_into(tower, encoder)
+    few = [c for c in clips if len(c) < 200_000]
+    h_BFD, f_B = features(name, aut.load_encoder(encoder), few, rate_hz=16_000)
+    extractor = WhisperFeatureExtractor(feature_size=WHISPER["num_mel_bins"])
+    mel = torch.from_numpy(np.stack(extractor(few, sampling_rate=16_000, return_tensors="np").input_features))
+    m_B = torch.tensor([-(-len(c) // 160) for c in few])
+    if open_adapter(name).ADAPTER.length == "longest":
+        mel = mel[:, :, : int(m_B.max())]
+    theirs = own_forward(name, tower, mel, m_B)
+    if name == "qwen2_5_omni":
+        h_BFD = tower.proj(h_BFD)
+    for b, f in enumerate(f_B.tolist()):  # 1e-4 of the extractor's log-mel, grown by the blocks
+        torch.testing.assert_close(h_BFD[b, :f], theirs[b, :f], atol=1e-3, rtol=0)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", [n for n in REFUSED if REFUSED[n].towers])
+def test_a_refused_tower_really_cannot_take_the_weights(name):
+    """Built on the meta device from transformers' own class: Whisper's keys find no place, or the blocks differ."""
+    from importlib import import_module
+
+    module = {"glm_asr": "glmasr", "qwen3_omni": "qwen3_omni_moe"}.get(name, name)
+    (tower,) = REFUSED[name].towers
+    cls = getattr(import_module(f"transformers.models.{module}.modeling_{module}"), tower)
+    with torch.device("meta"):
+        theirs = set(cls(cls.config_class()).state_dict())
+    ours = set(build_tower("whisper").state_dict()) - {"layer_norm.weight", "layer_norm.bias"}
+    assert not ours <= theirs
+    with pytest.raises(ConfigError, match=re.escape(REFUSED[name].reason)):
+        open_adapter(name)
+
+
+def test_a_live_model_of_a_refused_kind_is_told_why(encoder):
+    from transformers import GlmAsrEncoder, GlmAsrEncoderConfig
+
+    config = GlmAsrEncoderConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
+    with pytest.raises(ConfigError, match="rotary"):
+        load_into(torch.nn.ModuleDict({"audio_tower": GlmAsrEncoder(config)}), encoder)
+
+
+@pytest.mark.parametrize(
+    ("extra", "numbers"),
+    [
+        ({"d_model": 48}, "width 32 against 48"),
+        ({"num_mel_bins": 128}, "mels 80 against 128"),
+        ({"encoder_layers": 3}, "layers 2 against 3"),
+        ({"encoder_attention_heads": 8}, "heads 4 against 8"),
+        ({"encoder_ffn_dim": 96, "max_source_positions": 750}, "inner 64 against 96, positions 1500 against 750"),
+    ],
+)
+def test_a_tower_of_another_size_is_refused_with_both_numbers(extra, numbers, encoder, tmp_path):
+    tower = build_tower("qwen2_audio", **extra)
+    before = {key: tensor.clone() for key, tensor in tower.state_dict().items()}
+    with pytest.raises(DataError, match=numbers):
+        load_into(tower, encoder)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tower.state_dict().items())
+    tower.save_pretrained(tmp_path / "target")
+    with pytest.raises(DataError, match=numbers):
+        convert("qwen2_audio", encoder, tmp_path / "out", tmp_path / "target")
+    assert not (tmp_path / "out").exists()
+
+
+def test_computed_positions_must_be_whispers(moved):
+    tower = build_tower("qwen2_5_omni")
+    before = tower.conv1.weight.clone()
+    with pytest.raises(DataError, match=r"computes embed_positions\.weight itself"):
+        load_into(tower, moved)
+    assert torch.equal(tower.conv1.weight, before)
+
+
+@pytest.mark.parametrize("width", [32, 384, 1280])
+def test_the_positions_it_computes_are_transformers(width):
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import SinusoidsPositionEmbedding
+
+    from aut.adapters.qwen2_5_omni import sinusoids
+
+    theirs = SinusoidsPositionEmbedding(1500, width).positional_embedding
+    torch.testing.assert_close(sinusoids((1500, width)), theirs, atol=2e-4, rtol=0)  # angles up to 1,500 in float32
+    whispers = build_tower("whisper", d_model=width, encoder_layers=0).embed_positions.weight
+    torch.testing.assert_close(sinusoids((1500, width)), whispers.detach(), atol=2e-4, rtol=0)
+
+
+def test_a_tower_that_needs_its_own_tensors_is_not_written_alone(encoder, tmp_path):
+    with pytest.raises(ConfigError, match=r"proj, audio_bos_eos_token.*--target"):
+        convert("qwen2_5_omni", encoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_not_ours_are_not_overwritten(encoder, tmp_path):
+    build_model("WhisperModel").save_pretrained(tmp_path / "target")
+    for into in (tmp_path / "target", tmp_path / "target/inside"):
+        with pytest.raises(ConfigError, match="target"):
+            convert("whisper", encoder, into, tmp_path / "target")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="no drop-in"):
+        convert("whisper", encoder, tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.tex").read_text() == "x"
+
+
+def test_targets_without_safetensors_or_of_another_kind_are_refused(encoder, tmp_path):
+    target = tmp_path / "target"
+    build_model("WhisperModel").save_pretrained(target)
+    with pytest.raises(ConfigError, match="'whisper', not voxtral"):
+        convert("voxtral", encoder, tmp_path / "out", target)
+    (target / "model.safetensors").rename(target / "pytorch_model.bin")
+    with pytest.raises(MissingInput, match="pickles are not opened"):
+        convert("whisper", encoder, tmp_path / "out", target)
+    save_file({"projector": torch.zeros(2)}, target / "model.safetensors")
+    with pytest.raises(DataError, match="no tower"):
+        convert("whisper", encoder, tmp_path / "out", target)
+
+
+def test_models_that_are_not_plain_are_refused_before_anything_moves(encoder):
+    from transformers import Qwen2AudioEncoder
+
+    tower = build_tower("qwen2_audio")
+    with torch.device("meta"):
+        hollow = Qwen2AudioEncoder(tower.config)
+    with pytest.raises(DataError, match="not loaded yet"):
+        load_into(hollow, encoder)
+    before = tower.conv1.weight.clone()
+    inner = tower.layers[1].self_attn.q_proj
+    tower.layers[1].self_attn.q_proj = torch.nn.ModuleDict({"base_layer": inner})  # as LoRA wraps it
+    with pytest.raises(DataError, match=r"has no place for layers\.1\.self_attn\.q_proj"):
+        load_into(tower, encoder)
+    assert torch.equal(tower.conv1.weight, before)
+
+
+def test_which_tower_is_said_when_there_is_none_or_more_than_one(encoder):
+    with pytest.raises(ConfigError, match="no tower that takes"):
+        load_into(torch.nn.Linear(1, 1), encoder)
+    two = torch.nn.ModuleDict({"a": build_tower("voxtral"), "b": build_tower("whisper")})
+    with pytest.raises(ConfigError, match=r"2 audio towers \(a, b\)"):
+        load_into(two, encoder)
+    assert load_into(two["b"], encoder).adapter == "whisper"
+
+
+def test_baselines_are_refused(tmp_path):
+    folder = tmp_path / "logmel"
+    folder.mkdir()
+    facts = {"kind": "logmel", "mels": 80, "name": "logmel", "digest": identity(folder, "logmel", 80)}
+    (folder / "encoder.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="of kind 'logmel'"):
+        load_into(build_tower("whisper"), folder)
+
+
+# The door and the docs
+
+
+def test_the_verbs_write_and_list(encoder, tmp_path, monkeypatch, capsys):
+    from aut.cli.adapters import adapters, drop_in
+
+    adapters()
+    listed = capsys.readouterr().out
+    for name in (*TOWERS, *(r.title for r in REFUSED.values()), *(r.reason for r in REFUSED.values())):
+        assert name in listed
+    monkeypatch.chdir(encoder.parents[2])
+    drop_in(str(encoder), "voxtral", str(tmp_path / "out"), "")
+    assert "tensors of adapted-0 in VoxtralEncoder" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--into"):
+        drop_in(str(encoder), "voxtral", "", "")
+    with pytest.raises(AutError, match="causal"):
+        drop_in(str(encoder), "voxtral_realtime", str(tmp_path / "other"), "")
+
+
+def examples():
+    """Each example of the page, and its heading."""
+    page = (ROOT / "docs/drop-in.md").read_text()
+    return re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", page, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize(("title", "code"), examples(), ids=[title for title, _ in examples()])
+def test_the_examples_of_the_docs_run(title, code, encoder, tmp_path, monkeypatch):
+    """The published checkpoints are stood in for by small ones, saved where the example looks for them."""
+    assert len(code.strip().splitlines()) <= 10
+    for kind, folder in re.findall(r"(\w+)\.from_pretrained\(\"([\w./-]+)\"", code):
+        if kind in MODELS:
+            build_model(kind).save_pretrained(tmp_path / folder)
+    real = aut.load_encoder
+    monkeypatch.setattr(aut, "load_encoder", lambda source: real(encoder if ":" in source else source), raising=False)
+    monkeypatch.chdir(tmp_path)
+    wave = np.random.default_rng(0).standard_normal(44_100).astype("f4") * 0.1
+    exec(compile(code, f"docs/drop-in.md: {title}", "exec"), {"waveforms": [wave], "aut": aut})
+
+
+def test_the_page_names_every_tower_and_every_reason():
+    page = (ROOT / "docs/drop-in.md").read_text()
+    assert len(examples()) >= 3
+    rows = {cells[1].strip(" `"): cells for line in page.splitlines() if len(cells := line.split("|")) == 10}
+    for name in TOWERS:
+        adapter, cells = open_adapter(name).ADAPTER, [cell.strip(" `") for cell in rows[name]]
+        assert cells[2] == adapter.tower
+        assert cells[6:8] == [f"{adapter.frame_hz:g}", f"{adapter.token_hz:g}"]
+        assert ("masked" in cells[4]) == adapter.masked
+    for refused in REFUSED.values():
+        assert f"- {refused.title}: {refused.reason}\n" in page
