@@ -34,7 +34,7 @@ from benchmarks.peers import chromaprint, landmarks
 Pcm = NDArray[np.float32]
 RATE = 16_000
 LONG_S = 3.0
-THRESHOLD, MIN_MATCH_S = 0.3, 2.0  # conf/common.yaml
+THRESHOLD, MIN_MATCH_S = 0.25, 2.0  # conf/common.yaml
 ONE_IN = 32  # of the keys, in the index of 20M clips
 
 
