@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -52,9 +53,16 @@ def main() -> None:
             raise
         typer.echo(f"aut: {error}", err=True)
         sys.exit(error.code)
-    except KeyboardInterrupt:
-        typer.echo("aut: stopped", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except Exception as error:  # a mistake of ours: still one sentence, and where to find more
+        if os.environ.get("AUT_DEBUG"):
+            raise
+        if "DVC_STAGE" in os.environ:  # a stage's output goes to a log, where the traceback is wanted
+            traceback.print_exc()
+        typer.echo(f"aut: unexpected {type(error).__name__}: {error} (--debug shows the traceback)", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("aut: stopped", err=True)
+        sys.exit(130)

@@ -47,7 +47,7 @@ def serve(
         budget_s=budget_ms / 1000,
     )
     _log()
-    service = Service(_source(model, alias), limits, device=device or _device(), poll_s=poll_s, key=api_key())
+    service = Service(_source(model, alias), limits, device=device or None, poll_s=poll_s, key=api_key())
     host = host or "127.0.0.1"
     typer.echo(f"aut serves on http://{host}:{port} (stop with Ctrl-C)", err=True)
     uvicorn.run(
@@ -111,12 +111,6 @@ def _registry(address: str) -> Source:
         return Registry(uri, address)
     uri = tracking.resolve_uri(tracking.embedded_uri(layout))
     return Registry(uri, address, lambda: None if uri.startswith("http") else tracking.ready(uri, layout))
-
-
-def _device() -> str:
-    import torch
-
-    return os.environ.get("AUT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _log() -> None:

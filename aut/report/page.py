@@ -26,6 +26,7 @@ def write_report(evidence: dict[str, Any], folder: Path) -> None:
         _section("What would make it vanish", _ablations(evidence["ablations"])),
         _section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
         _section("The training mixture", _mixture(evidence["mixture"])),
+        _section("What each arm was trained on", _training(evidence["training"])),
         _section("Leakage", _leakage(evidence["leakage"])),
         _section("Parity of the exported encoders", _parity(evidence["parity"])),
         _section("Digests and how to reproduce", _reproduce(evidence)),
@@ -151,14 +152,37 @@ def _classes(name: str, facts: Row, a: str) -> str:
 
 
 def _mixture(facts: Row) -> str:
-    shares = {name: float(v["share"]) for name, v in facts["domains"].items()}
-    heads = ("source", "domain", "clips", "hours", "licences")
-    return bars(shares, "Share of each domain") + _table(heads, _source_rows(facts))
+    shares = {name: float(v["share"]) for name, v in facts["domain"].items()}
+    told = f"<p>{facts['rows']:,} rows an epoch, digest <code>{escape(facts['digest'])}</code>.</p>"
+    return told + bars(shares, "Share of each domain") + "".join(_composition(facts, kind) for kind in KINDS)
 
 
-def _source_rows(facts: Row) -> Iterable[list[str]]:
-    for name, v in facts["sources"].items():
-        yield [name, v["domain"], f"{v['rows']:,}", f"{v['hours']:.2f}", ", ".join(v["licences"])]
+KINDS = {"domain": "domain", "source": "source", "licence": "licence", "text_origin": "text from", "duration": "length"}
+
+
+def _composition(facts: Row, kind: str) -> str:
+    """Distinct clips and hours, and share of the epoch's rows, by one property."""
+    rows = ([n, f"{v['clips']:,}", f"{v['hours']:.2f}", f"{100 * v['share']:.2f} %"] for n, v in facts[kind].items())
+    return _table((KINDS[kind], "clips", "hours", "share of rows"), rows)
+
+
+def _training(facts: dict[str, Row]) -> str:
+    """What each arm was given: the control must equal the adapted arm in steps and valid seconds."""
+    heads = ("encoder", "steps", "clips", "valid audio, s", "target tokens", "final loss")
+    return _table(
+        heads,
+        (
+            [
+                n,
+                str(v["steps"]),
+                f"{v['clips']:,}",
+                f"{v['valid_seconds']:,.1f}",
+                f"{v['tokens']:,}",
+                f"{v['loss']:.3f}",
+            ]
+            for n, v in facts.items()
+        ),
+    )
 
 
 def _leakage(report: Row) -> str:
@@ -175,6 +199,8 @@ def _parity(rows: dict[str, Row]) -> str:
         heads,
         (
             [n, f"{v['max_error']:.2g}", f"{v['atol']:.2g}", _yes(v["passed"]), _yes(v["drop_in"])]
+            if v["passed"] is not None
+            else [n, "no counterpart there", "", "does not apply", "does not apply"]
             for n, v in rows.items()
         ),
     )
@@ -190,8 +216,8 @@ def _reproduce(evidence: Row) -> str:
     )
 
 
-def _yes(value: bool | None) -> str:
-    return "does not apply" if value is None else "yes" if value else "NO"
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"
 
 
 def _section(title: str, body: str) -> str:

@@ -23,7 +23,7 @@ from aut.contracts import Tracker
 from aut.errors import ConfigError, DataError, MissingInput
 from aut.files import digest_file, replacing, write_json
 from aut.layout import Layout
-from aut.training.job import Job, empty_draft, execute, source_roots, summary, workplace, write_curve, write_model
+from aut.training.job import Job, empty_draft, execute, source_roots, summary, workplace, write_model
 from aut.training.plan import plan
 from aut.units import DOMAINS, Domain
 
@@ -81,7 +81,6 @@ def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
         if int(os.environ.get("RANK", "0")) == 0:
             with replacing(layout.model(name), draft):
                 write_model(whisper, draft, facts)
-            write_curve(layout.plot("base", name), state)
     return facts
 
 

@@ -69,6 +69,7 @@ def build_evidence(params: Params, layout: Layout) -> dict[str, Any]:
         "classes": {v.name: _classes(v, params) for v in primary},
         "leakage": _leakage(layout),
         "mixture": read_json(layout.mixture / "stats.json"),
+        "training": {n: f for n in params.export.encoders if (f := _training(layout, n))},
         "parity": {name: _parity(layout, name) for name in params.export.encoders},
         "encoders": {v.name: v.digests for v in primary},
     }
@@ -194,6 +195,12 @@ def flagged_clips(layout: Layout) -> dict[str, set[str]]:
 def _leakage(layout: Layout) -> dict[str, Any]:
     report: dict[str, Any] = read_json(layout.screen / "report.json")
     return report
+
+
+def _training(layout: Layout, encoder: str) -> dict[str, Any]:
+    """Steps, clips, valid seconds of an encoder that was trained here; empty for the others."""
+    path = layout.encoder(encoder) / "training.json"
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _parity(layout: Layout, encoder: str) -> dict[str, Any]:

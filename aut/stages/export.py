@@ -42,6 +42,8 @@ def export(params: Params, layout: Layout, track: Tracker, encoder: str) -> dict
         carried = (source / "encoder.json").is_file()
         facts = _carry(source, draft, encoder) if carried else _strip(source, draft, encoder)
         write_json(draft / "encoder.json", facts)
+        if (source / "training.json").is_file():  # how it came to be: the report compares the arms by it
+            shutil.copyfile(source / "training.json", draft / "training.json")
         proof = UNPROVED if carried else _prove(draft, params)
         write_json(draft / "parity.json", proof)
     track.params({"kind": facts["kind"], "width": facts["width"]})
