@@ -51,11 +51,14 @@ def write_alone(adapter: Adapter, source: Path, config: Mapping[str, Any], weigh
     if not adapter.alone:
         own = ", ".join(prefix.rstrip(".") for prefix in adapter.kept)
         raise ConfigError(f"{adapter.title}'s tower has tensors of its own ({own})", "give its folder with --target")
+    extractor = source / "preprocessor_config.json"
+    if not extractor.is_file():
+        raise MissingInput(f"{extractor} is missing", "export the encoder again")
     given = rename(adapter, weights)
     report = {**facts, "loaded": len(given), "kept": [], "left_out": []}
     with replacing(into) as draft:
         write_json(draft / "config.json", tower_config(adapter, config))
-        shutil.copyfile(source / "preprocessor_config.json", draft / "preprocessor_config.json")
+        shutil.copyfile(extractor, draft / extractor.name)
         save_file(given, draft / SINGLE, metadata={"format": "pt"})
         write_json(draft / REPORT, report)
     return report

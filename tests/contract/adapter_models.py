@@ -57,6 +57,13 @@ def build_tower(name, **extra):
         from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
         return Qwen2_5OmniAudioEncoder(Qwen2_5OmniAudioEncoderConfig(**(NUMBERS | {"output_dim": 24} | extra))).eval()
+    if name == "moss_transcribe_diarize":
+        from transformers import MossTranscribeDiarizeAudioConfig
+        from transformers.models.moss_transcribe_diarize.modeling_moss_transcribe_diarize import (
+            MossTranscribeDiarizeAudioModel,
+        )
+
+        return MossTranscribeDiarizeAudioModel(MossTranscribeDiarizeAudioConfig(**(PLAIN | extra))).eval()
     cls, config, numbers = {
         "qwen2_audio": (t.Qwen2AudioEncoder, t.Qwen2AudioEncoderConfig, NUMBERS),
         "voxtral": (t.VoxtralEncoder, t.VoxtralEncoderConfig, PLAIN),
@@ -84,6 +91,7 @@ def build_model(kind):
     family, text, numbers = {
         "Qwen2AudioForConditionalGeneration": ("Qwen2Audio", "qwen2", NUMBERS),
         "VoxtralForConditionalGeneration": ("Voxtral", "llama", PLAIN),
+        "MossTranscribeDiarizeForConditionalGeneration": ("MossTranscribeDiarize", "qwen3", PLAIN),
         "AudioFlamingo3ForConditionalGeneration": ("AudioFlamingo3", "qwen2", PLAIN),
         "MusicFlamingoForConditionalGeneration": (
             "MusicFlamingo",
@@ -110,7 +118,7 @@ def shake(module, size=0.1):
 @torch.no_grad()
 def own_forward(name, tower, mel_BMT, m_B):
     """The tower's output as its model calls it, [B, F, D]; clips of unequal length padded with NaN."""
-    if name in ("whisper", "qwen2_audio", "voxtral"):
+    if name in ("whisper", "qwen2_audio", "voxtral", "moss_transcribe_diarize"):
         return tower(mel_BMT).last_hidden_state
     if name == "audio_flamingo3":
         mask = (torch.arange(mel_BMT.shape[2])[None] < m_B[:, None]).long()

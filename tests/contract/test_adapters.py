@@ -33,6 +33,7 @@ MODELS = {
     "WhisperForConditionalGeneration": ("whisper", "model.encoder"),
     "Qwen2AudioForConditionalGeneration": ("qwen2_audio", "model.audio_tower"),
     "VoxtralForConditionalGeneration": ("voxtral", "model.audio_tower"),
+    "MossTranscribeDiarizeForConditionalGeneration": ("moss_transcribe_diarize", "model.audio_tower"),
     "AudioFlamingo3ForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
     "MusicFlamingoForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
     "Qwen2_5OmniThinkerForConditionalGeneration": ("qwen2_5_omni", "model.audio_tower"),
@@ -185,8 +186,7 @@ def test_our_encoder_gives_what_the_tower_gives(name, encoder, moved, clips):
     ours = load_tower(folder, json.loads((folder / "config.json").read_text()))
     mel_BMT, m_B = mel_of(name, clips)
     if open_adapter(name).ADAPTER.length == "longest":
-        mel_BMT, m_B, keep = mel_BMT[1:, :, : int(m_B[1:].max())], m_B[1:], clips[1:]
-        assert len(keep) == len(mel_BMT)
+        mel_BMT, m_B = mel_BMT[1:, :, : int(m_B[1:].max())], m_B[1:]  # without the clip of 30 s
     h_BFD, f_B = open_adapter(name).features(ours, mel_BMT, m_B)
     theirs = own_forward(name, tower, mel_BMT, m_B)
     if name == "qwen2_5_omni":
@@ -208,6 +208,8 @@ def test_frame_rate_and_lengths_are_the_models_own(name, clips):
     _, f_B = open_adapter(name).features(build_tower("whisper"), mel_BMT, m_B)
     if name in ("whisper", "voxtral"):  # silence goes on to the decoder, the language model
         assert f_B.tolist() == [1500] * len(clips)
+    elif name == "moss_transcribe_diarize":  # 30, 4, 7.31, 0.37 and 0.02 s, rounded up to tokens of 80 ms
+        assert f_B.tolist() == [1500, 200, 368, 20, 4]
     elif name == "ultravox":
         assert f_B.tolist() == tower._get_feat_extract_output_lengths(m_B).tolist()
     else:
@@ -227,7 +229,7 @@ def test_masked_towers_do_not_hear_their_batch(name, clips):
         torch.testing.assert_close(shouted[b, :f], together[b, :f], atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["whisper", "qwen2_audio", "voxtral"])
+@pytest.mark.parametrize("name", [n for n in TOWERS if not open_adapter(n).ADAPTER.masked])
 @torch.no_grad()
 def test_unmasked_towers_do_hear_the_padding_as_declared(name, clips):
     ours = shake(build_tower("whisper"))
@@ -254,8 +256,8 @@ def test_features_from_waveforms_equal_extractor_and_tower(name, encoder, clips)
     theirs = own_forward(name, tower, mel, m_B)
     if name == "qwen2_5_omni":
         h_BFD = tower.proj(h_BFD)
-    for b, f in enumerate(f_B.tolist()):  # 1e-4 of the extractor's log-mel, grown by the blocks
-        torch.testing.assert_close(h_BFD[b, :f], theirs[b, :f], atol=1e-3, rtol=0)
+    for b, f in enumerate(f_B.tolist()):  # 1e-4 is what log-mel is held to, and it is not far off after two blocks
+        torch.testing.assert_close(h_BFD[b, :f], theirs[b, :f], atol=1e-4, rtol=0)
 
 
 # Refusals
@@ -356,6 +358,20 @@ def test_targets_without_safetensors_or_of_another_kind_are_refused(encoder, tmp
     save_file({"projector": torch.zeros(2)}, target / "model.safetensors")
     with pytest.raises(DataError, match="no tower"):
         convert("whisper", encoder, tmp_path / "out", target)
+
+
+def test_a_failure_halfway_leaves_what_was_there(encoder, tmp_path):
+    target, out = tmp_path / "target", tmp_path / "out"
+    build_model("WhisperModel").save_pretrained(target)
+    convert("whisper", encoder, out, target)
+    was = {p.name: p.read_bytes() for p in out.iterdir()}
+    weights = load_file(target / "model.safetensors")
+    weights["encoder.layers.1.fc2.weight"] = weights["encoder.layers.1.fc2.weight"].to(torch.int8)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"layers\.1\.fc2\.weight .* is torch\.int8: quantised"):
+        convert("whisper", encoder, out, target)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == was
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "target"]
 
 
 def test_models_that_are_not_plain_are_refused_before_anything_moves(encoder):
