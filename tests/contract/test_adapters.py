@@ -427,6 +427,26 @@ def test_the_verbs_write_and_list(encoder, tmp_path, monkeypatch, capsys):
         drop_in(str(encoder), "voxtral_realtime", str(tmp_path / "other"), "")
 
 
+def test_export_is_the_stage_unless_a_tower_is_named(encoder, tmp_path):
+    import typer
+    from typer.testing import CliRunner
+
+    from aut.cli import stages
+
+    app = typer.Typer()
+    stages.add_to(app)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export", str(encoder), "--for", "ultravox", "--into", str(out)])
+    assert done.exit_code == 0
+    assert f"{out}: 37 tensors of adapted-0 in ModifiedWhisperEncoder" in done.output
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json", "drop_in.json", "model.safetensors", "preprocessor_config.json",
+    ]  # fmt: skip
+    alone = CliRunner().invoke(app, ["export", "base", "--into", str(out)])
+    assert isinstance(alone.exception, ConfigError)
+    assert "--for" in str(alone.exception)
+
+
 def examples():
     """Each example of the page, and its heading."""
     page = (ROOT / "docs/drop-in.md").read_text()
