@@ -19,11 +19,12 @@ from typing import Any
 
 from aut.edges.loading import _download, _facts, _first_line, _parse, cache_folder
 from aut.edges.store import client, mlflow_module, plain
-from aut.errors import DataError, TrackingError
+from aut.errors import DataError, MissingInput, TrackingError
 from aut.files import digest_json, digest_tree, read_json, replacing, write_bytes, write_json
 from aut.serving.versions import EXAMPLE, Pointer
 
 PACKAGE = ("encoder", "heads", "neighbours", "evidence.json", "report.html")
+CONTENTS = "contents.json"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what stores answer for an alias that names nothing
 
 
@@ -36,7 +37,7 @@ class Registry:
         self.uri, self.address, self._prepare = uri, address, prepare
         self.name, self.alias, self.number = _parse(address)
         self._ready = False
-        self._sources: dict[str, str] = {}
+        self._found: dict[str, tuple[str, str]] = {}  # version -> where its files are, what it is
         key = digest_json([plain(uri), address])
         self._record = cache_folder().with_name("versions") / f"{key}.json"
 
@@ -53,25 +54,35 @@ class Registry:
             else:
                 found = store.get_model_version(self.name, self.number)
             number = str(found.version)
-            self._sources[number] = str(store.get_model_version_download_uri(self.name, number)).rstrip("/")
+            source = str(store.get_model_version_download_uri(self.name, number)).rstrip("/")
         except mlflow.MlflowException as error:
             if error.error_code in ABSENT:
                 return None
             raise TrackingError(f"MLflow at {plain(self.uri)} does not answer: {_first_line(error)}") from None
+        # A store that was deleted and made anew counts versions from 1 again: the time tells them apart.
+        self._found[number] = (
+            source,
+            digest_json([plain(self.uri), self.name, number, source, found.creation_timestamp]),
+        )
         return Pointer(self.name, number, found.run_id or "", self.alias)
 
     def fetch(self, pointer: Pointer) -> Path:
-        """The version's folder, downloaded when this machine lacks it. DataError: not what was registered."""
-        source = self._sources[pointer.number]
-        tree = _facts(self.uri, source, pointer.address)["tree"]
-        folder = self._record.parent / digest_json([plain(self.uri), pointer.model, pointer.number, tree])
-        if folder.exists() and digest_tree(folder / "encoder") != tree:
+        """The version's folder, downloaded when this machine lacks it. DataError: not what was registered.
+
+        Its files were checked against the registered digest when they came, and are against that digest now.
+        """
+        source, key = self._found[pointer.number]
+        folder = self._record.parent / key
+        if folder.exists() and not _whole(folder):
             shutil.rmtree(folder)  # damaged on disk: fetched anew
         if not folder.exists():
+            tree = _facts(self.uri, source, pointer.address)["tree"]
             with replacing(folder) as draft:
                 self._fill(draft, source, pointer)
                 if (found := digest_tree(draft / "encoder")) != tree:
                     raise DataError(f"the encoder of {pointer.address} has digest {found}, registered was {tree}")
+                parts = {name: digest_tree(draft / name) for name in PACKAGE if (draft / name).exists()}
+                write_json(draft / CONTENTS, parts)
         self._remember(pointer, folder)
         return folder
 
@@ -98,6 +109,15 @@ class Registry:
         kept |= {"alias": pointer.alias, "folder": folder.name}
         if not self._record.is_file() or read_json(self._record) != kept:
             write_json(self._record, kept)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the files are those that were fetched."""
+    try:
+        parts: dict[str, str] = read_json(folder / CONTENTS)
+        return all(digest_tree(folder / name) == digest for name, digest in parts.items())
+    except (MissingInput, DataError):
+        return False
 
 
 def _example(uri: str, source: str, scratch: Path, address: str) -> bytes | None:

@@ -11,9 +11,11 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TypeVar
 
 import numpy as np
@@ -48,7 +50,7 @@ class Service:
         source: Source,
         limits: Limits | None = None,
         *,
-        device: str = "cpu",
+        device: str | None = None,
         poll_s: float = 5.0,
         key: str | None = None,
         run: Compute = compute,
@@ -63,6 +65,8 @@ class Service:
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_S)
+        # Torch takes seconds to import: beside the registry's client, not after it.
+        threading.Thread(target=import_module, args=("aut.encoders.tower",), daemon=True).start()
         self.batcher.start()
         self.watcher.start()
 

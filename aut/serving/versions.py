@@ -11,6 +11,7 @@ Price nothing is unpickled: JSON and safetensors only
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,12 +116,17 @@ class Served:
         }
 
 
-def open_version(folder: Path, pointer: Pointer, device: str = "cpu") -> Served:
-    """Opens, checks and warms a version. DataError or MissingInput says what is wrong with it."""
+def open_version(folder: Path, pointer: Pointer, device: str | None = None) -> Served:
+    """Opens, checks and warms a version, on the first GPU where there is one and no device is named.
+
+    DataError or MissingInput says what is wrong with it.
+    """
     from aut.encoders import AudioEncoder, open_encoder
 
     place = folder / "encoder" if (folder / "encoder/encoder.json").is_file() else folder
-    encoder = AudioEncoder(open_encoder(place, device), version=pointer.number, run_id=pointer.run_id or None)
+    encoder = AudioEncoder(
+        open_encoder(place, device or _device()), version=pointer.number, run_id=pointer.run_id or None
+    )
     heads = {p.parent.name: read_head(p.parent, encoder.width) for p in sorted(folder.glob("heads/*/head.json"))}
     sets = sorted(folder.glob("neighbours/*.json"))
     evidence, report = folder / "evidence.json", folder / "report.html"
@@ -178,6 +184,12 @@ def read_neighbours(facts: Path, width: int) -> Neighbours:
     if x_ND.shape != (len(named["ids"]), width) or len(named["labels"]) != len(named["ids"]):
         raise DataError(f"{facts} names {len(named['ids'])} clips, its vectors are {x_ND.shape}", "register it again")
     return Neighbours(named["ids"], named["labels"], x_ND / np.maximum(np.linalg.norm(x_ND, axis=1), 1e-12)[:, None])
+
+
+def _device() -> str:
+    import torch
+
+    return os.environ.get("AUT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _arrays(load: Any, path: Path) -> dict[str, NDArray[Any]]:

@@ -58,7 +58,11 @@ class Watcher:
     """Polls the source in a thread of its own."""
 
     def __init__(
-        self, source: Source, device: str = "cpu", poll_s: float = 5.0, changed: Callable[[Served], None] | None = None
+        self,
+        source: Source,
+        device: str | None = None,
+        poll_s: float = 5.0,
+        changed: Callable[[Served], None] | None = None,
     ) -> None:
         self.source, self.device, self.poll_s, self.changed = source, device, poll_s, changed
         self._served: Served | None = None

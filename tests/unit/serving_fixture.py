@@ -124,3 +124,30 @@ def file_of(samples: np.ndarray, rate_hz: int = 16_000, kind: str = "WAV", subty
     held = io.BytesIO()
     soundfile.write(held, samples, rate_hz, format=kind, subtype=subtype)
     return held.getvalue()
+
+
+def publish_version(uri: str, work: Path, folder: Path, passed: bool = True) -> str:
+    """Registers a version's folder in a real store, as `aut register` does; returns its number."""
+    from aut.edges.registry import publish
+    from aut.edges.store import ready
+    from aut.files import digest_file, digest_tree, read_json
+    from aut.gates import Verdict
+    from aut.layout import Layout
+    from aut.stages.register import Package
+
+    layout = Layout(work)
+    ready(uri, layout)
+    facts = read_json(folder / "encoder/encoder.json")
+    package = Package(
+        folder=folder,
+        name="whisper-aut",
+        encoder=facts["name"],
+        weights=facts["digest"],
+        tree=digest_tree(folder / "encoder"),
+        evidence=digest_file(folder / "evidence.json"),
+        verdicts=(Verdict("gain", passed, True, "made for a test"),),
+        lineage={},
+        card="# a version",
+    )
+    result = publish(uri, layout, package, {"aut.digest.weights": package.weights}, None)
+    return str(result["version"])

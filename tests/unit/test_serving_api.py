@@ -191,7 +191,7 @@ def test_classes_are_the_heads_softmax_and_neighbours_the_nearest(version, encod
 
 
 def test_mlflows_own_client_works_unchanged(version, encoder):
-    """A table with bytes, sent by the function that MLflow's client uses, to a real socket."""
+    """A table sent by MLflow's client to a real socket."""
     import threading
 
     import pandas as pd
@@ -214,7 +214,7 @@ def test_mlflows_own_client_works_unchanged(version, encoder):
         client = ScoringServerClient("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
         client.wait_server_ready(timeout=20)
         clip = sound(0.6)
-        found = client.invoke(pd.DataFrame({"audio": [file_of(clip)]})).get_predictions()
+        found = client.invoke(pd.DataFrame({"audio": [base64.b64encode(file_of(clip)).decode()]})).get_predictions()
         assert client.get_version().split(".")[0] == "3"
         np.testing.assert_allclose(found["embedding"][0], encoder.embed(clip, 16_000)[0], atol=ATOL)
     finally:

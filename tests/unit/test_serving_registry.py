@@ -1,0 +1,254 @@
+"""Following an alias: swaps without loss, refusals, a registry that goes away; against a real SQLite store too."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from aut.edges.versions import Registry
+from aut.errors import DataError, TrackingError
+from aut.files import digest_tree, write_json
+from aut.serving.versions import EXAMPLE, Pointer, open_version
+from aut.serving.watcher import Watcher
+from tests.unit.serving_fixture import Shelf, file_of, publish_version, serving, sound, write_version
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shelf")
+    return {str(n): write_version(folder / str(n), seed=n) for n in (1, 2, 3)}
+
+
+async def settled(service, number):
+    async with asyncio.timeout(20):
+        while service.watcher.answering is None or service.watcher.answering.pointer.number != number:
+            await asyncio.sleep(0.01)
+
+
+def test_an_alias_that_moves_under_load_fails_nothing_and_mixes_nothing(shelf):
+    """Every answer's vector is that of the version its headers name."""
+    clip = file_of(sound(0.5))
+    expected = {n: open_version(f, Pointer("m", n)).encoder for n, f in shelf.items()}
+    vectors = {e.digest: e.embed(sound(0.5), 16_000)[0] for e in expected.values()}
+
+    async def ask():
+        source = Shelf(shelf, "1")
+        answers, done = [], asyncio.Event()
+        async with serving(source, poll_s=0.02) as (client, service):
+
+            async def load():
+                while not done.is_set():
+                    answers.append(await client.post("/v1/embeddings", content=clip))
+
+            callers = [asyncio.create_task(load()) for _ in range(4)]
+            for number in "2312":
+                source.number = number
+                await settled(service, number)
+            done.set()
+            await asyncio.gather(*callers)
+            return answers, service.watcher.swaps
+
+    answers, swaps = asyncio.run(ask())
+    assert swaps == 4
+    assert {a.status_code for a in answers} == {200}
+    assert len({a.headers["x-model-version"] for a in answers}) == 3
+    for answer in answers:
+        vector = answer.json()["data"][0]["embedding"]
+        np.testing.assert_allclose(vector, vectors[answer.headers["x-model-weights"]], atol=1e-5)
+
+
+def damage(folder, what):
+    if what == "weights":
+        (folder / "encoder/model.safetensors").write_bytes(b"not weights")
+    elif what == "nan":
+        path = folder / "encoder/model.safetensors"
+        tensors = load_file(path)
+        save_file({k: np.full_like(v, np.nan) for k, v in tensors.items()}, path)
+        from aut.encoders.clipwise import identity
+        from aut.files import read_json
+
+        facts = read_json(folder / "encoder/encoder.json")
+        write_json(folder / "encoder/encoder.json", facts | {"digest": identity(folder / "encoder", "whisper", 80)})
+    elif what == "head":
+        save_file({"weight": np.zeros((2, 3), np.float32)}, folder / "heads/words/head.safetensors")
+    elif what == "pickle":
+        (folder / "heads/words/head.safetensors").write_bytes(b"\x80\x04\x95\x10")
+    elif what == "example":
+        (folder / EXAMPLE).write_bytes(b"no sound")
+    elif what == "neighbours":
+        write_json(folder / "neighbours/words.json", {"ids": ["one"], "labels": ["a"]})
+
+
+@pytest.mark.parametrize("what", ["weights", "nan", "head", "pickle", "example", "neighbours"])
+def test_a_version_that_is_not_whole_is_refused_and_the_old_one_stays(shelf, tmp_path, what):
+    broken = write_version(tmp_path / "broken", seed=9)
+    damage(broken, what)
+    source = Shelf({**shelf, "9": broken}, "1")
+    watcher = Watcher(source)
+    watcher.look()
+    before = watcher.served
+    source.number = "9"
+    watcher.look()
+    watcher.look()
+    assert watcher.served is before
+    status = watcher.status()
+    assert status["ready"] is True
+    assert list(status["refused"]) == ["9"]
+    source.number = "2"
+    watcher.look()
+    assert watcher.served.pointer.number == "2"
+
+
+def test_without_any_version_it_says_what_makes_one(shelf):
+    async def ask():
+        source = Shelf(shelf)
+        async with serving(source) as (client, service):
+            first = [await client.post("/v1/embeddings", content=file_of(sound(0.2)))]
+            first += [await client.get("/health/ready"), await client.get("/health/live"), await client.get("/ping")]
+            source.number = "1"
+            await settled(service, "1")
+            return first, await client.post("/v1/embeddings", content=file_of(sound(0.2)))
+
+    (refused, ready, live, ping), then = asyncio.run(ask())
+    assert refused.status_code == ready.status_code == 503
+    assert refused.json()["error"]["reason"] == "no_version"
+    assert "aut run --profile demo" in refused.json()["error"]["message"]
+    assert "retry-after" in refused.headers
+    assert (live.status_code, ping.status_code, then.status_code) == (200, 404, 200)
+
+
+def test_a_registry_that_goes_away_is_told_and_changes_nothing(shelf):
+    async def ask():
+        source = Shelf(shelf, "1")
+        async with serving(source) as (client, service):
+            source.away = True
+            async with asyncio.timeout(10):
+                while not service.watcher.away:
+                    await asyncio.sleep(0.01)
+            ready = await client.get("/health/ready")
+            answer = await client.post("/v1/embeddings", content=file_of(sound(0.2)))
+            source.away, source.number = False, "2"
+            await settled(service, "2")
+            return ready, answer, await client.get("/health/ready")
+
+    ready, answer, after = asyncio.run(ask())
+    assert ready.status_code == answer.status_code == 200
+    assert ready.json()["from"] == "local copy"
+    assert "does not answer" in ready.json()["registry"]
+    assert after.json()["registry"] == "answers"
+    assert after.json()["version"] == "models:/whisper-aut/2"
+
+
+def test_away_at_the_start_the_local_copy_answers(shelf):
+    source = Shelf(shelf)
+    source.away = True
+    source.kept = Pointer("whisper-aut", "3", "run3", "champion"), shelf["3"]
+    watcher = Watcher(source)
+    watcher.look()
+    assert watcher.served.pointer.number == "3"
+    assert watcher.status()["from"] == "local copy"
+
+
+def test_away_at_the_start_without_a_copy_says_so(shelf):
+    from aut.serving.limits import Refused
+
+    source = Shelf(shelf)
+    source.away = True
+    watcher = Watcher(source)
+    watcher.look()
+    with pytest.raises(Refused, match="no version lies on this machine") as caught:
+        _ = watcher.served
+    assert caught.value.reason == "registry_away"
+
+
+def test_the_watch_outlives_a_source_that_raises(shelf):
+    class Odd(Shelf):
+        asked = 0
+
+        def current(self):
+            self.asked += 1
+            if self.asked < 3:
+                raise RuntimeError("a bug")
+            return super().current()
+
+    watcher = Watcher(Odd(shelf, "1"), poll_s=0.01)
+    watcher.start()
+    until = time.monotonic() + 20
+    while watcher.answering is None and time.monotonic() < until:
+        time.sleep(0.01)
+    watcher.stop()
+    assert watcher.served.pointer.number == "1"
+    assert "aut-watch" not in {t.name for t in threading.enumerate()}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A SQLite store with one version, champion and candidate at once."""
+    root = tmp_path_factory.mktemp("store")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AUT_WORK", str(root / "work"))
+    patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    package = write_version(root / "package/1", seed=1)
+    assert publish_version(uri, root, package) == "1"
+    yield uri, root, package
+    patch.undo()
+
+
+def test_the_registered_version_is_fetched_whole_and_answers(store):
+    uri, _root, package = store
+    registry = Registry(uri, "models:/whisper-aut@champion")
+    pointer = registry.current()
+    assert pointer == Pointer("whisper-aut", "1", "", "champion")
+    folder = registry.fetch(pointer)
+    assert digest_tree(folder / "encoder") == digest_tree(package / "encoder")
+    for part in ("heads", "neighbours", "evidence.json", "report.html"):
+        assert digest_tree(folder / part) == digest_tree(package / part)
+    assert (folder / EXAMPLE).read_bytes()[:4] == b"RIFF"
+    served = open_version(folder, pointer)
+    assert set(served.heads) == {"words", "scenes"}
+    assert registry.fetch(pointer) == folder
+    assert Registry(uri, "models:/whisper-aut/1").current().number == "1"
+
+
+def test_what_the_alias_does_not_name_is_none_and_a_dead_server_is_away(store):
+    uri, _, _ = store
+    assert Registry(uri, "models:/whisper-aut@nobody").current() is None
+    assert Registry(uri, "models:/no-such-model@champion").current() is None
+    assert Registry(uri, "models:/whisper-aut/77").current() is None
+    with pytest.raises(TrackingError, match="names no version"):
+        Registry(uri, "models:/whisper-aut")
+
+
+def test_a_damaged_copy_is_fetched_anew_and_changed_artifacts_are_refused(store):
+    uri, root, _ = store
+    registry = Registry(uri, "models:/whisper-aut@champion")
+    pointer = registry.current()
+    folder = registry.fetch(pointer)
+    weights = folder / "encoder/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"rot")
+    assert (registry.fetch(pointer) / "encoder/model.safetensors").read_bytes() == whole
+    (original,) = (root / "work/mlartifacts").rglob("artifacts/encoder/model.safetensors")
+    try:
+        original.write_bytes(whole[:-4] + b"evil")
+        weights.write_bytes(b"rot")
+        with pytest.raises(DataError, match="registered was"):
+            registry.fetch(pointer)
+    finally:
+        original.write_bytes(whole)
+
+
+def test_the_copy_is_found_again_when_the_server_is_down(store):
+    uri, _root, _ = store
+    registry = Registry(uri, "models:/whisper-aut@champion")
+    folder = registry.fetch(registry.current())
+    later = Registry(uri, "models:/whisper-aut@champion", prepare=lambda: (_ for _ in ()).throw(TrackingError("down")))
+    assert later.local() == (Pointer("whisper-aut", "1", "", "champion"), folder)
+    watcher = Watcher(later)
+    watcher.look()
+    assert watcher.served.pointer.number == "1"
+    assert watcher.status() | {"registry": "down", "from": "local copy"} == watcher.status()
