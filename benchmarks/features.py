@@ -8,31 +8,25 @@ Run   python -m benchmarks.features [--quick]
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks._common import arguments, finish, machine, say
+
 RATE_HZ, MELS, BATCH = 16_000, 80, 8
-RESULTS = Path(__file__).parent / "results"
-RUN_DATE = "2026-11-23"
 
 
 def main() -> None:
-    quick = _arguments().quick
+    options = arguments(__doc__ or "").parse_args()
     import torch
     from transformers.models.whisper.feature_extraction_whisper import WhisperFeatureExtractor
 
     torch.set_num_threads(1)
     peer = WhisperFeatureExtractor(feature_size=MELS)
-    rounds = 5 if quick else 25
+    rounds = 5 if options.quick else 25
     five, thirty, one = (measure(peer, seconds, rounds) for seconds in (5, 30, 1))
     figures = {
         "ratio_hf": five["hf_ms"] / five["aut_ms"],
@@ -42,10 +36,13 @@ def main() -> None:
         "hf_ms_5s": five["hf_ms"],
         "largest_error": max(five["error"], thirty["error"], one["error"]),
     }
-    result = {"bench": "features", "figures": {k: round(v, 7) for k, v in figures.items()}}
-    if not quick:
-        _keep(result)
-    print(json.dumps(result))
+    facts = {
+        "machine": machine("torch", "transformers"),
+        "threads": 1,
+        "batch": BATCH,
+        "peer": "WhisperFeatureExtractor",
+    }
+    finish("features", figures, options.keep, facts)
 
 
 def measure(peer: Any, seconds: int, rounds: int) -> dict[str, float]:
@@ -69,7 +66,7 @@ def measure(peer: Any, seconds: int, rounds: int) -> dict[str, float]:
     error = float((theirs()[:, :, : samples // 160] - ours()).abs().max())
     times = [(_ms(theirs), _ms(ours)) for _ in range(rounds)]
     hf_ms, aut_ms = (float(np.median(column)) / BATCH for column in zip(*times, strict=True))
-    print(f"{seconds:2} s: transformers {hf_ms:.2f} ms a clip, aut {aut_ms:.2f} ms", file=sys.stderr)
+    say(f"{seconds:2} s: transformers {hf_ms:.2f} ms a clip, aut {aut_ms:.2f} ms")
     return {"hf_ms": hf_ms, "aut_ms": aut_ms, "error": error}
 
 
@@ -77,33 +74,6 @@ def _ms(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1e3
-
-
-def _keep(result: dict[str, Any]) -> None:
-    import torch
-    import transformers
-
-    record = result | {
-        "command": "python -m benchmarks.features",
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": 1},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "peer": f"transformers {transformers.__version__} WhisperFeatureExtractor, torch back end",
-        "batch": BATCH,
-    }
-    (RESULTS / f"{RUN_DATE}-features.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, no result file")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

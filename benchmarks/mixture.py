@@ -9,10 +9,8 @@ Run   python -m benchmarks.mixture [--quick] [--keep FOLDER]; peers: see benchma
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -20,15 +18,14 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from aut.contracts import Silent
 from aut.layout import Layout
 from aut.units import Domain
-from benchmarks import pool
+from benchmarks import _pool as pool
+from benchmarks._common import arguments, finish, machine, say
 
 HERE = Path(__file__).parent
-RUN_DATE = "2026-11-23"
 FULL: dict[Domain, dict[str, int]] = {
     "speech": {"s0": 9_000_000, "s1": 5_000_000, "s2": 3_000_000, "s3": 1_600_000, "s4": 1_000_000},
     "environment": {"e0": 2_000_000, "e1": 450_000},
@@ -78,72 +75,42 @@ def peers(root: Path, rows: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in ("hf", "lhotse"):
         if not python.exists():
-            print(f"peer missing: {name} (see benchmarks/peers/README.md)", file=sys.stderr)
+            say(f"peer missing: {name} (see benchmarks/peers/README.md)")
             continue
         script = HERE / "peers" / f"mix_{name}.py"
         done = subprocess.run([python, script, root, str(rows)], capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"peer missing: {name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            say(f"peer missing: {name}: {done.stderr.strip().splitlines()[-1:]}")
             continue
         found[name] = float(json.loads(done.stdout.splitlines()[-1])["rows_per_s"])
     return found
 
 
 def main() -> None:
-    args = _arguments()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--folder", type=Path, help="keeps index and mixture, and is used again")
+    args = parser.parse_args()
     shrink = QUICK if args.quick else 1
     with tempfile.TemporaryDirectory() as temporary:
-        root = args.keep or Path(temporary)
+        root = args.folder or Path(temporary)
         start = time.perf_counter()
         if not (root / "data/screen/blocklist.parquet").exists():
             build(root, shrink)
-        print(f"index made in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        say(f"index made in {time.perf_counter() - start:.0f} s")
         own = apart(root, shrink)
-        print(f"mixture: {own['took_s']:.1f} s", file=sys.stderr)
+        say(f"mixture: {own['took_s']:.1f} s")
         other = peers(root, PEER_ROWS[args.quick])
     rate = ROWS // shrink / own["took_s"]
-    figures = {
-        "rows_per_s": round(rate),
-        "peak_rss_gb": round(own["peak_rss_gb"], 3),
-        "took_s": round(own["took_s"], 2),
-    }
-    figures |= {f"ratio_{name}": round(rate / theirs, 1) for name, theirs in other.items()}
-    result = {"bench": "mixture", "figures": figures}
-    if not args.quick:
-        _keep(result, other, args.note)
-    print(json.dumps(result))
-
-
-def _keep(result: dict[str, Any], other: dict[str, float], note: str) -> None:
-    import numpy
-    import pyarrow
-
-    record = result | {
-        "command": "python -m benchmarks.mixture",
+    figures = {"rows_per_s": rate, "peak_rss_gb": own["peak_rss_gb"], "took_s": own["took_s"]}
+    figures |= {f"ratio_{name}": rate / theirs for name, theirs in other.items()}
+    facts = {
         "rows": {"pool": sum(sum(n.values()) for n in FULL.values()), "selected": ROWS, "blocked": BLOCKED},
         "parts": PARTS,
-        "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
+        "machine": machine("pyarrow", "numpy"),
         "load_average_1min": round(os.getloadavg()[0], 1),
-        "versions": {"python": platform.python_version(), "pyarrow": pyarrow.__version__, "numpy": numpy.__version__},
-        "peer": other or "none installed: no ratio measured",
-        "note": note,
+        "peer_rows_per_s": other or "none installed: no ratio measured",
     }
-    (HERE / "results" / f"{RUN_DATE}-mixture.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="a 50th of the rows, no result file")
-    parser.add_argument("--keep", type=Path, help="folder that keeps index and mixture, and is used again")
-    parser.add_argument("--note", default="", help="a sentence for the result file: what else the machine did")
-    return parser.parse_args()
+    finish("mixture", figures, args.keep, facts)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ Run   python -m benchmarks.order [--quick] [--mixture FOLDER of a 20M mixture]
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from aut.order import Order, Part, Shelf, pattern
-from benchmarks.mixture import HERE, QUICK, RUN_DATE, build, cpu, stage
+from benchmarks._common import arguments, finish, machine, say
+from benchmarks.mixture import QUICK, build, stage
 
 ROWS, RESTORE_AT, BATCH, CALL = 20_000_000, 19_000_000, 256, 1 << 16
 PARTS = 256
@@ -86,29 +83,21 @@ def measure(folder: Path, quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="a mixture of 400,000 rows, no result file")
+    parser = arguments(__doc__ or "")
     parser.add_argument("--mixture", type=Path, help="an existing data/mixture")
-    parser.add_argument("--note", default="", help="a sentence for the result file: what else the machine did")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if args.mixture is None:
             shrink = QUICK if args.quick else 1
             build(Path(temporary), shrink)
-            print(f"mixture made: {stage(Path(temporary), shrink)}", file=sys.stderr)
+            say(f"mixture made: {stage(Path(temporary), shrink)}")
         figures = measure(args.mixture or Path(temporary) / "data/mixture", args.quick)
-    result: dict[str, Any] = {"bench": "order", "figures": figures}
-    if not args.quick:
-        record = result | {
-            "command": "python -m benchmarks.order",
-            "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
-            "load_average_1min": round(os.getloadavg()[0], 1),
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            "peer": "none installed",
-            "note": args.note,
-        }
-        (HERE / "results" / f"{RUN_DATE}-order.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(result))
+    facts = {
+        "machine": machine("numpy", "pyarrow"),
+        "load_average_1min": round(os.getloadavg()[0], 1),
+        "peer": "none installed",
+    }
+    finish("order", figures, args.keep, facts)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,14 @@ Run   python -m benchmarks.versioning [--quick]
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from aut.config import Params
 from aut.contracts import Silent
@@ -29,8 +26,9 @@ from aut.files import digest_file
 from aut.layout import Layout
 from aut.stages.mixture import mixture
 from aut.units import Domain
-from benchmarks import pool
-from benchmarks.mixture import FULL, HERE, PARTS, ROWS, RUN_DATE, cpu
+from benchmarks import _pool as pool
+from benchmarks._common import arguments, finish, machine, say
+from benchmarks.mixture import FULL, PARTS, ROWS
 
 SMALL, QUICK, QUICK_PARTS = "small", 20, 128  # smaller parts would measure Parquet footers, larger ones thresholds
 SHARE, BLOCKED = 0.01, 0.0005  # 200,000 and 10,000 of 20M rows
@@ -114,9 +112,7 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="a 20th of the rows in 128 ranges, no result file")
-    args = parser.parse_args()
+    args = arguments(__doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), QUICK if args.quick else 1)
         largest = FULL["speech"]["s0"] // bench.shrink
@@ -128,20 +124,12 @@ def main() -> None:
             "recaption_clustered_pct": lambda: bench.recaptioned("s0", largest, "clustered"),
             "status_s": bench.status_s,
         }
-        figures: dict[str, Any] = {}
+        figures: dict[str, float] = {}
         for name, measure in work.items():
-            figures[name] = round(measure(), 3)
-            print(f"{name} {figures[name]}", file=sys.stderr)
-    result = {"bench": "versioning", "figures": figures}
-    if not args.quick:
-        record = result | {
-            "command": "python -m benchmarks.versioning",
-            "hardware": {"cpu": cpu(), "cores": os.cpu_count()},
-            "versions": {"python": platform.python_version()},
-            "peer": "one Parquet file under DVC: 100 % after each change, by DVC's design",
-        }
-        (HERE / "results" / f"{RUN_DATE}-versioning.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(result))
+            figures[name] = measure()
+            say(f"{name} {figures[name]:.3f}")
+    peer = "one Parquet file under DVC: 100 % after each change, by DVC's design"
+    finish("versioning", figures, args.keep, {"machine": machine("dvc", "pyarrow"), "peer": peer})
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ class Run:
     def limits(self, stage: Stage) -> dict[str, str]:
         """Threads of a stage: all cores for the base, which runs alone, else a fair share."""
         threads = CORES if stage.verb == "base" else max(1, CORES // JOBS)
-        return self.env | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        count = str(threads)
+        # Passive: a thread that spins while it waits takes the core from the stage beside it.
+        return self.env | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
 
     def may_skip(self, stage: Stage) -> bool:
         """Whether neither the stage nor anything it needs has moved since it last ran."""
