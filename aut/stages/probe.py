@@ -9,7 +9,7 @@ Run   aut probe adapted-0 toy_sounds_probe
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,11 +151,11 @@ def select(clips: pl.DataFrame, protocol: Protocol, params: Params, layout: Layo
 
 
 def relabelled(labels: list[str | None], mapping: str | None, dataset: str) -> list[str | None]:
-    """Labels through `aut.datasets.<dataset>.labels(mapping)`, a function of one label; None leaves the clip out."""
+    """Labels through `aut.datasets.<dataset>.labels(mapping)`, a mapping; a label not in it is left out (None)."""
     if mapping is None:
         return labels
-    translate = _offered(dataset, "labels", mapping)
-    return [None if label is None else translate(label) for label in labels]
+    classes: Mapping[str, str] = _offered(dataset, "labels", mapping)
+    return [None if label is None else classes.get(label) for label in labels]
 
 
 def excluded(name: str | None, probe_set: str, dataset: str, layout: Layout) -> set[str]:

@@ -19,7 +19,7 @@ from aut.probes import adam, knn
 from aut.probes.fitting import choose_c, linear_adam, logistic
 from aut.probes.logistic import Problem
 from aut.probes.splits import divide, grouped_folds
-from aut.stages.probe import probe, score
+from aut.stages.probe import excluded, probe, relabelled, score
 
 GROUPED = Protocol(
     folds=5, test_fold=None, repeats=1, stratified_fraction=None, labels=None, exclude=None, solver="logistic"
@@ -252,7 +252,7 @@ def test_a_training_part_without_a_class(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     x, y, group = blobs()
     embedded(layout, x, y, group, split=["fold1" if k == 0 else f"fold{2 + i % 2}" for i, k in enumerate(y)])
-    with pytest.raises(DataError, match="fold1: class 'class0' .* not in the training part"):
+    with pytest.raises(DataError, match=r"fold1: class 'class0' .* not in the training part"):
         probe(params_with(sets={SET: ["official"]}), layout, Silent(), "base", SET)
 
 
@@ -263,3 +263,13 @@ def test_exclusion_by_file(tmp_path: Path) -> None:
     protocols = {"grouped": GROUPED.model_copy(update={"exclude": "out.txt"})}
     report = probe(params_with(protocols=protocols), layout, Silent(), "base", SET)
     assert report["clips"] == 298
+
+
+def test_labels_and_exclusions_come_from_the_dataset(tmp_path: Path) -> None:
+    """A label that the mapping does not know is left out, as are the keys of a list; both are the dataset's own."""
+    assert relabelled(["yes", "bed", "?", None], "superb12", "speech_commands") == ["yes", "_unknown_", None, None]
+    out = excluded("sturm", "gtzan", "gtzan", Layout(tmp_path))
+    assert len(out) == 70
+    assert "gtzan/jazz.00033" in out
+    with pytest.raises(ConfigError, match=r"dataset 'esc50' has no labels\('superb12'\)"):
+        relabelled(["dog"], "superb12", "esc50")
