@@ -19,7 +19,7 @@ from aut.files import digest_file, digest_tree, read_json
 from aut.layout import Layout
 from aut.order import Order
 from aut.stages import mixture as stage
-from benchmarks import pool
+from benchmarks import _pool as pool
 
 SIZES = {"speech": {"talk": 900, "read": 300}, "environment": {"rain": 150}, "music": {"band": 160}}
 

@@ -16,7 +16,7 @@ from aut.errors import ConfigError, DataError
 from aut.layout import Layout
 from aut.order import Order, Part, Shelf, key64, pattern, permute
 from aut.stages.mixture import mixture
-from benchmarks import pool
+from benchmarks import _pool as pool
 
 SIZES = {"speech": {"talk": 700, "read": 300}, "environment": {"rain": 90}, "music": {"band": 130}}
 
