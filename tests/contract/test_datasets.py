@@ -15,6 +15,7 @@ from aut.datasets import check_options, list_clips, names, open_dataset
 from aut.datasets._captions import describe, with_article
 from aut.errors import AutError, ConfigError, DataError
 from aut.sources import cards, check, recognise
+from tests.contract import corpora_of_the_paper
 
 
 def tone(path: Path, seconds: float = 0.5, rate: int = 16_000) -> Path:
@@ -107,7 +108,8 @@ def toy(root):
 
 
 FIXTURES = {f.__name__: f for f in (esc50, gtzan, speech_commands, librispeech, table, folder, tar, toy)}
-SPLITS_KEEP_SOURCES = {"esc50", "speech_commands", "librispeech", "table"}
+FIXTURES |= corpora_of_the_paper.FIXTURES
+SPLITS_KEEP_SOURCES = {"esc50", "speech_commands", "librispeech", "table"} | corpora_of_the_paper.SPLITS_KEEP_SOURCES
 
 
 @pytest.fixture(params=sorted(FIXTURES))
@@ -176,7 +178,9 @@ def test_check_says_what_would_be_read(corpus):
     assert (found.rows, found.refused) == (count, {})
 
 
-@pytest.mark.parametrize("name", ["esc50", "gtzan", "speech_commands", "librispeech", "tar"])
+@pytest.mark.parametrize(
+    "name", ["esc50", "gtzan", "speech_commands", "librispeech", "tar", *corpora_of_the_paper.RECOGNISED]
+)
 def test_a_layout_is_recognised(name, tmp_path):
     FIXTURES[name](tmp_path)
     assert recognise(tmp_path) == name

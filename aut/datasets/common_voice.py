@@ -1,0 +1,76 @@
+"""Common Voice: sentences read aloud by volunteers, one locale of a release.
+
+In    clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, as cv-corpus-*-en.tar.gz unpacks (with or without
+      cv-corpus-*/en/ above). Fields, as github.com/common-voice/cv-dataset describes them: client_id (a hash of the
+      speaker), path (a name in clips/), sentence (its README says `text`, the files say `sentence`).
+Why   quotation marks in the TSV are part of the sentence, no quoting: a CSV reader that takes them for quotes swallows
+      lines. The three lists share no speaker, and leave out all but one recording of a sentence; `validated` takes
+      every validated clip whose speaker is in neither dev.tsv nor test.tsv, about half as much again in English.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from aut.contracts import Card, Clip
+from aut.datasets._metadata import csv_rows, several
+from aut.errors import DataError
+
+CARD = Card(
+    name="common_voice",
+    title="Mozilla Common Voice",
+    licence="CC0-1.0",
+    citation="R. Ardila et al. Common Voice: A Massively-Multilingual Speech Corpus. LREC 2020. arXiv:1912.06670",
+    domain="speech",
+    text_origin="human",
+    homepage="https://commonvoice.mozilla.org",
+)
+SPLITS = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+COLUMNS = ("client_id", "path", "sentence")
+WHAT = "Common Voice release"
+
+
+def matches(root: Path) -> bool:
+    return (root / "clips").is_dir() and (root / "validated.tsv").is_file()
+
+
+def clips(
+    root: Path, locale: str = "en", splits: Sequence[str] = ("train",), validated: bool = False
+) -> Iterator[Clip]:
+    """Rows in the order of the lists.
+
+    locale      folder of the language, where the release's folders are still around it
+    splits      of train, validation, test
+    validated   train is validated.tsv without the speakers of dev.tsv and test.tsv, instead of train.tsv
+    """
+    chosen, home = several("splits", splits, SPLITS), _home(root, locale)
+    for split in chosen:
+        table, held_out = home / SPLITS[split], frozenset[str]()
+        if validated and split == "train":
+            lists = [csv_rows(home / name, WHAT, COLUMNS, "\t", quoted=False) for name in ("dev.tsv", "test.tsv")]
+            table, held_out = home / "validated.tsv", frozenset(row["client_id"] for rows in lists for row in rows)
+        for row in csv_rows(table, WHAT, COLUMNS, "\t", quoted=False):
+            if row["client_id"] not in held_out:
+                yield _clip(row, split, (home / "clips").relative_to(root).as_posix())
+
+
+def _clip(row: dict[str, str], split: str, folder: str) -> Clip:
+    name = row["path"] if row["path"].endswith(".mp3") else f"{row['path']}.mp3"  # releases 1 and 2 leave it out
+    return Clip(
+        key=name.removesuffix(".mp3"),
+        uri=f"{folder}/{name}",
+        text=row["sentence"],
+        text_origin="human",
+        split=split,
+        source_id=row["client_id"],
+        licence=CARD.licence,
+    )
+
+
+def _home(root: Path, locale: str) -> Path:
+    homes = [p for p in (root, root / locale, *sorted(root.glob(f"cv-corpus-*/{locale}"))) if (p / "clips").is_dir()]
+    if len(homes) != 1:
+        found = "holds more than one release" if homes else "holds no clips/ folder"
+        raise DataError(f"{root} {found} of locale {locale}", "give the folder that one release's archive unpacks to")
+    return homes[0]
