@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from aut import stats
@@ -57,16 +59,19 @@ def build_evidence(params: Params, layout: Layout) -> dict[str, Any]:
     flagged = flagged_clips(layout)
     views = [v for name in params.probe.sets for v in load_views(params, layout, name)]
     primary = [v for v in views if v.primary]
+    differences = _corrected([row for v in primary for row in _differences(v, params, params.compare.against)])
     evidence: dict[str, Any] = {
         "profile": params.profile,
         "a": params.compare.a,
         "against": params.compare.against,
         "level": params.compare.level,
-        "table": [row for v in views for row in _table(v, params)],
-        "differences": _corrected([row for v in primary for row in _differences(v, params, params.compare.against)]),
+        "table": [row for v in views if v.layer is None for row in _table(v, params)],
+        "layers": [row for v in views if v.layer is not None for row in _layer(v)],
+        "differences": differences,
+        "domains": list(_domains(differences, params.compare.level)),
         "beats": [row for v in primary for row in _differences(v, params, params.compare.baselines)],
         "ablations": list(_ablations(views, flagged, params)),
-        "classes": {v.name: _classes(v, params) for v in primary},
+        "classes": {v.name: found for v in primary if (found := _classes(v, params))},
         "leakage": _leakage(layout),
         "mixture": read_json(layout.mixture / "stats.json"),
         "training": {n: f for n in params.export.encoders if (f := _training(layout, n))},
@@ -109,12 +114,15 @@ def _difference(view: View, params: Params, rival: str) -> dict[str, Any]:
         "low": points(found.low),
         "high": points(found.high),
         "p": found.p,
+        "se": points(found.se),
+        "h": round(found.h, 4),
         "mdd": points(stats.minimum_detectable(a_N, b_N, view.cluster_N, c.level, c.power)),
         "clips": len(a_N),
         "recordings": len(set(view.cluster_N.tolist())),
         "seeds": len(view.by_seed[c.a]),
         "seed_diffs": _seed_differences(view, c.a, rival),
         "mcnemar": _mcnemar(view, c.a, rival),
+        "resampled": _resampled(view, params, rival),
     }
 
 
@@ -134,6 +142,46 @@ def _mcnemar(view: View, a: str, b: str) -> dict[str, float]:
     return {"mid_p": test.mid_p, "exact_p": test.exact_p, "gained": test.only_a, "lost": test.only_b}
 
 
+def _resampled(view: View, params: Params, rival: str) -> dict[str, float] | None:
+    """The corrected resampled t-test over random divisions; None where the set was divided once only.
+
+    Averaged over fine-tune seeds: it asks whether another division of the set would say the same.
+    """
+    protocol = params.probe.protocols[view.protocol]
+    a, b = view.divisions(params.compare.a), view.divisions(rival)
+    if len({repeat for repeat, _ in a}) < 2 or a.keys() != b.keys():
+        return None
+    fraction, folds = protocol.stratified_fraction, protocol.folds
+    if fraction is None:
+        fraction = 1.0 / int(folds)  # only an integer number of folds is ever repeated
+    t, p = stats.corrected_resampled_t([a[k] - b[k] for k in a], fraction / (1.0 - fraction))
+    return {"t": round(t, 4), "p": p, "divisions": len(a)} if math.isfinite(t) else None
+
+
+def _domains(rows: list[dict[str, Any]], level: float) -> Iterator[dict[str, Any]]:
+    """Mean difference of each domain's sets, all counting alike; sets share no clip, so their variances add."""
+    for domain, rival in dict.fromkeys((r["domain"], r["b"]) for r in rows):
+        of = [r for r in rows if (r["domain"], r["b"]) == (domain, rival)]
+        mean = sum(r["diff"] for r in of) / len(of)
+        half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt(sum(r["se"] ** 2 for r in of)) / len(of)
+        low, high = (of[0]["low"], of[0]["high"]) if len(of) == 1 else (mean - half, mean + half)
+        yield {
+            "domain": domain,
+            "sets": [r["set"] for r in of],
+            "a": of[0]["a"],
+            "b": rival,
+            "diff": round(mean, 2),
+            "low": round(low, 2),
+            "high": round(high, 2),
+        }
+
+
+def _layer(view: View) -> Iterator[dict[str, Any]]:
+    """A point of each encoder's layer curve."""
+    for encoder, correct_N in view.correct.items():
+        yield view.label | {"layer": view.layer, "encoder": encoder, "accuracy": points(float(correct_N.mean()))}
+
+
 def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Holm over the whole family of sets and rivals."""
     adjusted = stats.holm([r["p"] for r in rows])
@@ -143,6 +191,8 @@ def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _ablations(views: list[View], flagged: dict[str, set[str]], params: Params) -> Iterator[dict[str, Any]]:
     """The same comparison where pooling, classifier or protocol differ, and without the flagged test clips."""
     for view in views:
+        if view.layer is not None:  # drawn as curves
+            continue
         if not view.primary:
             yield from (
                 {**row, "ablation": view.described} for row in _differences(view, params, params.compare.against)
@@ -158,7 +208,10 @@ def _ablations(views: list[View], flagged: dict[str, set[str]], params: Params) 
 
 def _classes(view: View, params: Params) -> dict[str, Any]:
     """Per class accuracy of a and the first rival, what a confuses most, which clips changed."""
-    a, rival = params.compare.a, params.compare.against[0]
+    a = params.compare.a
+    rival = next((b for b in params.compare.against if b in view.correct), None)
+    if rival is None or a not in view.correct:
+        return {}
     a_N, b_N = view.correct[a], view.correct[rival]
     change = a_N - b_N
     return {
@@ -200,7 +253,8 @@ def _leakage(layout: Layout) -> dict[str, Any]:
 def _training(layout: Layout, encoder: str) -> dict[str, Any]:
     """Steps, clips, valid seconds of an encoder that was trained here; empty for the others."""
     path = layout.encoder(encoder) / "training.json"
-    return dict(read_json(path)) if path.exists() else {}
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found if "steps" in found else {}
 
 
 def _parity(layout: Layout, encoder: str) -> dict[str, Any]:
