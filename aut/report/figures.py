@@ -23,7 +23,7 @@ def forest(rows: Sequence[dict[str, Any]], title: str) -> str:
     low, high = low - pad, high + pad
 
     def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+        return LEFT + (WIDTH - LEFT - RIGHT) * float(value - low) / float(high - low)
 
     height = ROW * (len(rows) + 2)
     parts = [_open(height, title), _axis(low, high, x, len(rows))]
@@ -43,6 +43,49 @@ def bars(shares: dict[str, float], title: str) -> str:
         parts.append(f'<rect class="bar" x="{LEFT}" y="{y}" width="{width:.1f}" height="{ROW - 10}"/>')
         parts.append(_text(LEFT + width + 6, y + 13, f"{100 * share:.1f} %"))
     return "".join([*parts, "</svg>"])
+
+
+def curves(series: dict[str, dict[int, float]], title: str) -> str:
+    """SVG of accuracy in per cent by layer, one line a name; layer 0 is what the first block is given."""
+    layers = sorted({n for points in series.values() for n in points})
+    values = [v for points in series.values() for v in points.values()]
+    low, high = _rounded(min(values), max(values))
+    top, bottom, left, right = 14.0, 270.0, 50.0, WIDTH - 170.0
+
+    def at(layer: int, value: float) -> tuple[float, float]:
+        across = (layer - layers[0]) / max(1, layers[-1] - layers[0])
+        return left + (right - left) * across, bottom - (bottom - top) * (value - low) / (high - low)
+
+    parts = [_open(bottom + 40, title)]
+    for value in (low, (low + high) / 2, high):
+        y = at(layers[0], value)[1]
+        parts.append(f'<line class="tick" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 8, y + 4, f"{value:g}", "end"))
+    marked = layers[:: max(1, len(layers) // 12)]
+    parts += [_text(at(layer, low)[0], bottom + 18, str(layer), "middle") for layer in marked]
+    parts.append(_text((left + right) / 2, bottom + 36, "layer", "middle"))
+    ends = _apart([at(max(points), points[max(points)])[1] for points in series.values()])
+    for n, (name, points) in enumerate(series.items()):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(k, points[k]) for k in sorted(points)))
+        parts.append(f'<polyline class="curve c{n % 5}" points="{path}"/>')
+        parts.append(f'<text class="c{n % 5}" x="{right + 8:.1f}" y="{ends[n] + 4:.1f}">{escape(name)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    """Limits on whole tens (fives where the values lie close), never equal."""
+    step = 10.0 if high - low > 15 else 5.0
+    low, high = step * (low // step), step * -(-high // step)
+    return low, high if high > low else low + step
+
+
+def _apart(heights: list[float], gap: float = 15.0) -> list[float]:
+    """Heights of labels moved down until none lies on another."""
+    placed = list(heights)
+    last = -gap
+    for n in sorted(range(len(placed)), key=lambda n: heights[n]):
+        placed[n] = last = max(heights[n], last + gap)
+    return placed
 
 
 def _row(row: dict[str, Any], x: Any, y: float) -> str:

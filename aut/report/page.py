@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aut.files import write_bytes
-from aut.report.figures import bars, forest
+from aut.report.figures import bars, curves, forest
 
 Row = dict[str, Any]
 
@@ -20,8 +20,9 @@ def write_report(evidence: dict[str, Any], folder: Path) -> None:
     differences = forest(evidence["differences"], "Differences in points, with intervals")
     sections = [
         _verdicts(evidence),
-        _section("Differences", differences + _difference_note(evidence) + _differences(evidence["differences"])),
+        _section("Differences", _all_differences(evidence, differences)),
         _section("Every encoder", _accuracies(evidence)),
+        *([_section("Layer by layer", _layers(evidence["layers"]))] if evidence["layers"] else []),
         _section("Against the baselines", _baselines(evidence["beats"])),
         _section("What would make it vanish", _ablations(evidence["ablations"])),
         _section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
@@ -59,17 +60,29 @@ def _verdict(v: Row) -> str:
     return f"<li class='{kind}'><strong>{word}</strong> {escape(v['gate'])}: {escape(v['detail'])}</li>"
 
 
+def _all_differences(evidence: Row, plot: str) -> str:
+    """Plot, what it shows, the table, and by domain where one has several sets."""
+    body = plot + _difference_note(evidence) + _differences(evidence["differences"])
+    several = [r for r in evidence["domains"] if len(r["sets"]) > 1]
+    if not several:
+        return body
+    heads = ("domain", "sets", "difference", "points", "interval")
+    cells = ([r["domain"], ", ".join(r["sets"]), *_difference_cells(r | {"set": ""})[2:]] for r in several)
+    return body + "<h3>By domain, each set counting alike</h3>" + _table(heads, cells)
+
+
 def _difference_note(evidence: Row) -> str:
     level = f"{100 * evidence['level']:g}"
     return (
         f"<p>Points of accuracy, {level} % intervals, on correctness averaged over seeds, whole recordings resampled. "
         "p is two-sided; p (Holm) is corrected over this table. The grey bar is the minimum detectable difference: "
-        "a true difference inside it would likely be missed with these clips.</p>"
+        "a true difference inside it would likely be missed with these clips. h is Cohen's effect size: 0.2 is small, "
+        "0.5 medium, 0.8 large.</p>"
     )
 
 
 def _differences(rows: Sequence[Row]) -> str:
-    counts = ("mdd", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact)")
+    counts = ("mdd", "h", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact)")
     heads = ("set", "domain", "difference", "points", "interval", "p", "p (Holm)", *counts)
     return _table(heads, ([*_difference_cells(r), *_test_cells(r)] for r in rows))
 
@@ -85,6 +98,7 @@ def _test_cells(r: Row) -> list[str]:
         f"{r['p']:.2g}",
         f"{r['p_holm']:.2g}",
         f"{r['mdd']:.2f}",
+        f"{r['h']:+.2f}",
         str(r["clips"]),
         str(r["recordings"]),
         str(r["seeds"]),
@@ -113,6 +127,24 @@ def _accuracies(evidence: Row) -> str:
     )
 
 
+def _layers(rows: Sequence[Row]) -> str:
+    """A curve an encoder, one figure for each set, protocol and classifier, and the same numbers as a table."""
+    figures: dict[str, dict[str, dict[int, float]]] = {}
+    for r in rows:
+        pooling = r["pooling"].partition(".layer")[0]
+        name = f"{r['set']}: {r['protocol']}, {pooling} pooling, {r['variant']}"
+        figures.setdefault(name, {}).setdefault(r["encoder"], {})[r["layer"]] = r["accuracy"]
+    return "".join(
+        f"<h3>{escape(n)}</h3>" + curves(s, f"{n}, accuracy by layer") + _by_layer(s) for n, s in figures.items()
+    )
+
+
+def _by_layer(series: dict[str, dict[int, float]]) -> str:
+    layers = sorted({n for points in series.values() for n in points})
+    cells = ([e, *(f"{points[n]:.1f}" if n in points else "" for n in layers)] for e, points in series.items())
+    return _details("the numbers", _table(("encoder, % by layer", *map(str, layers)), cells))
+
+
 def _baselines(rows: Sequence[Row]) -> str:
     if not rows:
         return "<p>No baseline was asked for.</p>"
@@ -124,11 +156,17 @@ def _baselines(rows: Sequence[Row]) -> str:
 
 
 def _ablations(rows: Sequence[Row]) -> str:
-    heads = ("ablation", "set", "domain", "difference", "points", "interval")
+    """Rows as they are; p of the corrected resampled t-test where a protocol divides the set several times."""
+    heads = ("ablation", "set", "domain", "difference", "points", "interval", "p over divisions")
     cells = (
-        [r["ablation"], *(_difference_cells(r) if "diff" in r else [r["set"], r["domain"], "", "", ""])] for r in rows
+        [r["ablation"], *([*_difference_cells(r), _again(r)] if "diff" in r else [r["set"], r["domain"], *[""] * 4])]
+        for r in rows
     )
     return _table(heads, cells)
+
+
+def _again(r: Row) -> str:
+    return f"{r['resampled']['p']:.2g} ({r['resampled']['divisions']} divisions)" if r["resampled"] else ""
 
 
 def _classes(name: str, facts: Row, a: str) -> str:
@@ -214,6 +252,10 @@ def _reproduce(evidence: Row) -> str:
         ".venv/bin/aut restore VERSION   # or: everything back, nothing computed</pre>"
         + _table(("encoder", "digest of weights and preprocessing"), ([e, d] for e, d in rows))
     )
+
+
+def _details(summary: str, body: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def _yes(value: bool) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Correct = NDArray[np.float64]
 
 KEYS = ("protocol", "pooling", "variant")
+LAYER = ".layer"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ class View:
     by_seed: dict[str, dict[str, Correct]]
     predictions: dict[str, pl.DataFrame]
     digests: dict[str, str]
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the encoder layer that was pooled ('valid.layer03'); None for the encoder's output."""
+        _, mark, number = self.pooling.partition(LAYER)
+        return int(number) if mark else None
+
+    def divisions(self, encoder: str) -> dict[tuple[int, str], float]:
+        """(repeat, fold) -> accuracy of the fits on that test part, averaged over seeds."""
+        frame = self.predictions[encoder].group_by("repeat", "fold").agg(pl.col("correct").mean())
+        return {(repeat, fold): share for repeat, fold, share in frame.sort("repeat", "fold").iter_rows()}
 
     @property
     def label(self) -> dict[str, Any]:
