@@ -3,11 +3,13 @@
 import gzip
 import json
 import tracemalloc
+from pathlib import Path
 
 import pytest
+import yaml
 
 from aut.audio.decode import decode, read_source
-from aut.datasets import list_clips
+from aut.datasets import check_options, list_clips
 from aut.datasets._metadata import BLOCK, in_words, json_array, json_members, licence_of, one_of, placed
 from aut.datasets.peoples_speech import unpack
 from aut.errors import ConfigError, DataError
@@ -204,6 +206,13 @@ def test_a_file_that_is_gone_is_listed_and_refused(name, tmp_path):
     found = check(tmp_path, name, options)
     assert found.rows + found.refused["missing"] == count
     assert found.refused["missing"] >= 1
+
+
+def test_the_papers_profile_names_datasets_and_options_that_exist():
+    profile = yaml.safe_load((Path(__file__).parents[2] / "conf/profile/whisper-large-v3.yaml").read_text())
+    for source in profile["sources"].values():
+        check_options(source["dataset"], source["options"])
+    assert {s["dataset"] for s in profile["sources"].values()} >= {"gigaspeech", "audioset", "musiccaps"}
 
 
 def test_a_split_that_is_none_is_named(tmp_path):
