@@ -27,7 +27,7 @@ from aut.files import digest_json, write_json
 from aut.layout import Layout
 from aut.progress import progress
 
-METADATA = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".md5", ".sha256", ".sha1")
+METADATA = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".parquet", ".md5", ".sha256", ".sha1")
 EXAMPLES = 5
 
 

@@ -22,6 +22,7 @@ HOP = 80  # 5 ms: formants move over tens of milliseconds
 WINDOW = 320
 FFT = 512
 TABLE = 2048
+CUTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Rendered:
     text: str
     label: str | None
     source_id: str
+
+
+def recording(seed: int, number: int) -> int:
+    """Which recording a clip is cut from: each its own in a pool (even seed), CUTS from one in a probe set."""
+    return number // CUTS if seed % 2 else number
 
 
 def choose(rng: np.random.Generator, options: list[str] | tuple[str, ...]) -> str:

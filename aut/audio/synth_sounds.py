@@ -16,7 +16,6 @@ import numpy as np
 from aut.audio import synth
 from aut.units import RATE_HZ
 
-CUTS = 3  # clips a recording
 RICH = 1.0 / np.arange(1, 13)
 SOFT = 1.0 / np.arange(1, 6) ** 2
 BACKGROUNDS = ("in a quiet place", "in a noisy place")
@@ -182,8 +181,8 @@ LABELS = tuple(KINDS)
 
 
 def render(seed: int, number: int) -> synth.Rendered:
-    """One clip; recording number // 3 decides class and parameters, the clip its own events, length and noise."""
-    recording = number // CUTS
+    """One clip; the recording decides class and parameters, the clip its own events, length and noise."""
+    recording = synth.recording(seed, number)
     label = LABELS[recording % len(LABELS)]
     whole = np.random.default_rng([seed, 11, recording])
     scene, snr_db = Scene(*whole.uniform(0, 1, 3)), whole.uniform(6, 28)

@@ -15,7 +15,6 @@ import numpy as np
 from aut.audio import synth
 from aut.units import RATE_HZ
 
-CUTS = 3  # clips a song
 K = np.arange(1, 25, dtype=np.float64)
 
 
@@ -63,8 +62,8 @@ class Song:
 
 
 def render(seed: int, number: int) -> synth.Rendered:
-    """One clip; song number // 3 decides instrument, key, tempo and texture, the clip its own notes and noise."""
-    at = number // CUTS
+    """One clip; the song decides instrument, key, tempo and texture, the clip its own notes and noise."""
+    at = synth.recording(seed, number)
     song = _song(np.random.default_rng([seed, 12, at]), LABELS[at % len(LABELS)])
     rng = np.random.default_rng([seed, 2, number])
     n = synth.length(rng)

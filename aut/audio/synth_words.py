@@ -1,6 +1,6 @@
 """Synth words: invented words by source and filter, for a speech pool and a spoken-word probe.
 In    seed, number of the clip
-Out   Rendered: a pool clip (even seed) says one to three words, a probe clip (odd seed) one labelled word
+Out   Rendered: a pool clip (even seed) says one or two words, a probe clip (odd seed) one labelled word
 Why   four pairs of words hold the same syllables in the other order, so their mean spectra agree and an encoder has to
       hear order. Price: eleven phonemes, no prosody beyond a falling pitch.
 Run   see aut/datasets/toy.py
@@ -36,7 +36,7 @@ CONSONANTS: dict[str, tuple[tuple[int, int, int], float, float, float, float]] =
     "s": ((300, 1700, 2600), 0.0, 0.55, 5800, 0.11),
     "S": ((300, 1800, 2500), 0.0, 0.60, 3000, 0.11),
 }
-SPEAKERS = 40
+SPEAKERS = 400
 HZ_F = np.linspace(0, RATE_HZ / 2, synth.FFT // 2 + 1)
 
 
@@ -48,13 +48,13 @@ def render(seed: int, number: int) -> synth.Rendered:
     pitch_hz, tract = synth.log_uniform(voice, 85, 260), voice.uniform(0.86, 1.18)
     pool = seed % 2 == 0
     words = (
-        [synth.choose(rng, WORDS) for _ in range(int(rng.integers(1, 4)))] if pool else [PROBED[number % len(PROBED)]]
+        [synth.choose(rng, WORDS) for _ in range(int(rng.integers(1, 3)))] if pool else [PROBED[number % len(PROBED)]]
     )
-    speed = synth.log_uniform(rng, 0.8, 1.25) * (1.0, 1.0, 1.15, 1.5)[len(words)]
+    speed = synth.log_uniform(rng, 0.8, 1.25) * (1.0, 1.0, 1.15)[len(words)]
     said = _say(rng, words, pitch_hz * synth.log_uniform(rng, 0.85, 1.18), tract * rng.uniform(0.97, 1.03), speed)
-    lead, tail = (int(rng.uniform(0.03, 0.25 if len(words) < 3 else 0.08) * RATE_HZ) for _ in range(2))
+    lead, tail = (int(rng.uniform(0.03, 0.2) * RATE_HZ) for _ in range(2))
     pcm_T = synth.finish(rng, np.pad(said, (lead, tail)), snr_db=rng.uniform(8, 28), eq_db=6.0)
-    return synth.Rendered(pcm_T, " ".join(words), None if pool else words[0], f"speaker-{seed}-{speaker:02d}")
+    return synth.Rendered(pcm_T, " ".join(words), None if pool else words[0], f"speaker-{seed}-{speaker:03d}")
 
 
 def _say(rng: np.random.Generator, words: list[str], pitch_hz: float, tract: float, speed: float) -> synth.Signal:
