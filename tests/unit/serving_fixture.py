@@ -66,7 +66,9 @@ def write_encoder(folder: Path, seed: int = 0, width: int = WIDTH, layers: int =
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
-    save_torch(WhisperTower(config).state_dict(), folder / "model.safetensors")
+    tower = WhisperTower(config)
+    torch.nn.init.normal_(tower.embed_positions.weight, std=0.1)
+    save_torch(tower.state_dict(), folder / "model.safetensors")
     write_json(folder / "preprocessor_config.json", {"feature_size": 80})
     facts = {"kind": "whisper", "name": f"adapted-{seed}", "mels": 80, "length": "native", "rate_hz": 16_000}
     facts |= {"width": width, "hop_s": 0.02, "digest": identity(folder, "whisper", 80)}

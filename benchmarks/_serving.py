@@ -1,0 +1,111 @@
+"""What `serve` and `fuzz` share: a version with random weights, `aut serve` as a process, and its peer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from aut.encoders.clipwise import identity
+from aut.files import write_json
+
+
+def write_version(folder: Path, width: int = 128, layers: int = 4, seed: int = 0) -> Path:
+    """An encoder as `aut export` writes it, random weights, in the package of a version."""
+    import torch
+    from safetensors.torch import save_file
+
+    from aut.encoders.tower import WhisperTower
+
+    encoder = folder / "encoder"
+    encoder.mkdir(parents=True)
+    config = {"model_type": "whisper", "d_model": width, "encoder_layers": layers, "encoder_attention_heads": 4}
+    config |= {"encoder_ffn_dim": 4 * width, "num_mel_bins": 80, "max_source_positions": 1500}
+    torch.manual_seed(seed)
+    tower = WhisperTower(config)
+    torch.nn.init.normal_(tower.embed_positions.weight, std=0.1)
+    write_json(encoder / "config.json", config)
+    write_json(encoder / "preprocessor_config.json", {"feature_size": 80})
+    save_file(tower.state_dict(), encoder / "model.safetensors")
+    facts = {"kind": "whisper", "name": f"random-{seed}", "mels": 80, "length": "native", "rate_hz": 16_000}
+    facts |= {"width": width, "hop_s": 0.02, "digest": identity(encoder, "whisper", 80)}
+    write_json(encoder / "encoder.json", facts)
+    write_json(folder / "evidence.json", {"verdicts": [], "differences": []})
+    (folder / "report.html").write_text("<!doctype html><title>none</title>")
+    return folder
+
+
+class Process:
+    """A server as a process of its own, from its start until it answers `health`."""
+
+    health = "/health/ready"
+
+    def __init__(self, args: Sequence[str], port: int, log: Path, env: dict[str, str] | None = None) -> None:
+        self.args, self.port, self.log, self.env = list(args), port, log, env or {}
+        self.url = f"http://127.0.0.1:{port}"
+        self.ready_s = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def __enter__(self) -> Process:
+        started = time.perf_counter()
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.args, stdout=log, stderr=log, env={**os.environ, **self.env})
+        while not self._answers():
+            if self.process.poll() is not None or time.perf_counter() - started > 90:
+                self.process.kill()
+                raise RuntimeError(f"{' '.join(self.args[:6])} does not start: {self.log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        self.ready_s = time.perf_counter() - started
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url + self.health, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+class Server(Process):
+    """`aut serve` of a folder or an address."""
+
+    def __init__(self, model: Path | str, scratch: Path, *options: str, env: dict[str, str] | None = None) -> None:
+        port = free_port()
+        args = [sys.executable, "-m", "aut", "serve", "--model", str(model), "--port", str(port), *options]
+        super().__init__(args, port, scratch / f"serve-{port}.log", env)
+
+
+class Peer(Process):
+    """`mlflow models serve` of a model folder."""
+
+    health = "/ping"
+
+    def __init__(self, model: Path, scratch: Path) -> None:
+        port = free_port()
+        args = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+        env = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"} if "identity" in model.name else {}
+        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        super().__init__([*args, "--port", str(port), "--host", "127.0.0.1"], port, scratch / f"mlflow-{port}.log", env)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
