@@ -22,7 +22,7 @@ def write_report(evidence: dict[str, Any], folder: Path) -> None:
         _verdicts(evidence),
         _section("Differences", _all_differences(evidence, differences)),
         _section("Every encoder", _accuracies(evidence)),
-        *([_section("Layer by layer", _layers(evidence["layers"]))] if evidence["layers"] else []),
+        *([_section("Layer by layer", _layers(evidence["layers"], evidence["a"]))] if evidence["layers"] else []),
         _section("Against the baselines", _baselines(evidence["beats"])),
         _section("What would make it vanish", _ablations(evidence["ablations"])),
         _section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
@@ -62,7 +62,7 @@ def _verdict(v: Row) -> str:
 
 def _all_differences(evidence: Row, plot: str) -> str:
     """Plot, what it shows, the table, and by domain where one has several sets."""
-    body = plot + _difference_note(evidence) + _differences(evidence["differences"])
+    body = _figure(plot) + _difference_note(evidence) + _differences(evidence["differences"])
     several = [r for r in evidence["domains"] if len(r["sets"]) > 1]
     if not several:
         return body
@@ -127,15 +127,16 @@ def _accuracies(evidence: Row) -> str:
     )
 
 
-def _layers(rows: Sequence[Row]) -> str:
+def _layers(rows: Sequence[Row], a: str) -> str:
     """A curve an encoder, one figure for each set, protocol and classifier, and the same numbers as a table."""
     figures: dict[str, dict[str, dict[int, float]]] = {}
-    for r in rows:
+    for r in sorted(rows, key=lambda r: r["encoder"] != a):
         pooling = r["pooling"].partition(".layer")[0]
         name = f"{r['set']}: {r['protocol']}, {pooling} pooling, {r['variant']}"
         figures.setdefault(name, {}).setdefault(r["encoder"], {})[r["layer"]] = r["accuracy"]
     return "".join(
-        f"<h3>{escape(n)}</h3>" + curves(s, f"{n}, accuracy by layer") + _by_layer(s) for n, s in figures.items()
+        f"<h3>{escape(n)}</h3>" + _figure(curves(s, f"{n}, accuracy by layer")) + _by_layer(s)
+        for n, s in figures.items()
     )
 
 
@@ -173,7 +174,7 @@ def _classes(name: str, facts: Row, a: str) -> str:
     rival = facts["rival"]
     rows = (
         [c, f"{v[a]:.1f}", f"{v[rival]:.1f}", f"{v[a] - v[rival]:+.1f}", str(v["clips"])]
-        for c, v in facts["accuracy"].items()
+        for c, v in sorted(facts["accuracy"].items(), key=lambda item: (item[1][rival] - item[1][a], item[0]))
     )
     confused = "; ".join(f"{c['label']} taken for {c['predicted']} {c['percent']:g} %" for c in facts["confusions"])
     changed = "".join(
@@ -192,7 +193,7 @@ def _classes(name: str, facts: Row, a: str) -> str:
 def _mixture(facts: Row) -> str:
     shares = {name: float(v["share"]) for name, v in facts["domain"].items()}
     told = f"<p>{facts['rows']:,} rows an epoch, digest <code>{escape(facts['digest'])}</code>.</p>"
-    return told + bars(shares, "Share of each domain") + "".join(_composition(facts, kind) for kind in KINDS)
+    return told + _figure(bars(shares, "Share of each domain")) + "".join(_composition(facts, kind) for kind in KINDS)
 
 
 KINDS = {"domain": "domain", "source": "source", "licence": "licence", "text_origin": "text from", "duration": "length"}
@@ -252,6 +253,11 @@ def _reproduce(evidence: Row) -> str:
         ".venv/bin/aut restore VERSION   # or: everything back, nothing computed</pre>"
         + _table(("encoder", "digest of weights and preprocessing"), ([e, d] for e, d in rows))
     )
+
+
+def _figure(svg: str) -> str:
+    """A drawing keeps its size on a phone and is moved sideways, so that its words stay readable."""
+    return f"<div class='scroll'>{svg}</div>" if svg else ""
 
 
 def _details(summary: str, body: str) -> str:
