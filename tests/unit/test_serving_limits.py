@@ -1,0 +1,297 @@
+"""What a request may cost: limits, keys, deadlines, fullness, clients that go away; and how batches are taken."""
+
+import asyncio
+import base64
+import struct
+import time
+
+import numpy as np
+import pytest
+
+from aut.serving.batcher import RATIO, Ask, Batcher, Job, bucket
+from aut.serving.limits import Limits, Refused, Slots
+from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory):
+    return write_version(tmp_path_factory.mktemp("versions") / "1")
+
+
+def slow(seconds, calls=None):
+    """A model that takes its time and gives zeros."""
+
+    def run(served, ask, clips):
+        time.sleep(seconds)
+        if calls is not None:
+            calls.append([len(c) for c in clips])
+        return [{"valid": np.zeros(served.encoder.width, np.float32)} for _ in clips]
+
+    return run
+
+
+def post(version, *bodies, limits=None, path="/v1/embeddings", headers=None, **options):
+    """The answers to several bodies, one after the other."""
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, **options) as (client, _):
+            return [await client.post(path, content=b, headers=headers or {}) for b in bodies]
+
+    return asyncio.run(ask())
+
+
+def two_hours():
+    """A WAV header that counts two hours, and a second of samples behind it; a FLAC that says the same."""
+    wav = bytearray(file_of(sound(1.0), subtype="PCM_16"))
+    wav[40:44] = struct.pack("<I", 2 * 3600 * 32_000)
+    flac = bytearray(file_of(sound(1.0), kind="FLAC", subtype="PCM_16"))
+    flac[21:26] = struct.pack(">Q", (flac[21] & 0xF0) << 32 | 2 * 3600 * 16_000)[3:]
+    return bytes(wav), bytes(flac)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "empty"),
+        (b"RIFF....WAVE", "corrupt"),
+        (b"\x80\x04\x95 a pickle", "not_audio"),
+        (file_of(sound(0.5))[:9000], "truncated"),
+        (two_hours()[0], "truncated"),
+        (two_hours()[1], "too_long"),
+        (file_of(np.full(1000, np.nan, np.float32)), "not_finite"),
+    ],
+)
+def test_broken_audio_is_a_422_with_its_reason(version, body, reason):
+    (answer,) = post(version, body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["reason"] == reason
+    assert answer.headers["x-model-version"] == "models:/whisper-aut/1"
+
+
+def test_each_limit_refuses_before_the_work(version):
+    calls = []
+    limits = Limits(request_bytes=100_000, clips=2, clip_s=1.0, audio_s=1.5)
+    clip = file_of(sound(0.9), subtype="PCM_16")
+    text = base64.b64encode(clip).decode()
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, run=slow(0, calls)) as (client, service):
+            out = [
+                await client.post("/v1/embeddings", content=bytes(100_001)),
+                await client.post("/v1/embeddings", content=file_of(sound(1.2), subtype="PCM_16")),
+                await client.post("/v1/embeddings", json={"input": [text[:40]] * 3}),
+                await client.post("/v1/embeddings", json={"input": [text, text]}),
+                await client.post("/v1/embeddings", content=_chunks()),
+            ]
+            return out, service.slots.bytes, service.slots.clips
+
+    async def _chunks():
+        for _ in range(11):
+            yield bytes(10_000)
+
+    answers, held, clips = asyncio.run(ask())
+    told = [(a.status_code, a.json()["error"]["reason"]) for a in answers]
+    assert told == [
+        (413, "too_large"), (422, "too_long"), (413, "too_many"), (413, "too_long"), (413, "too_large"),
+    ]  # fmt: skip
+    assert calls == []
+    assert (held, clips) == (0, 0)
+
+
+@pytest.mark.parametrize("address", ["http://localhost/a.wav", "https://a.example/x", "file:///etc/passwd", "s3://b/k"])
+def test_no_address_is_fetched(version, address):
+    async def ask():
+        async with serving(Shelf({"1": version}, "1")) as (client, _):
+            return await client.post("/v1/embeddings", json={"input": address})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 400
+    assert answer.json()["error"]["reason"] == "address"
+
+
+def test_without_the_key_nothing_but_health_and_page(version):
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), key="sesame") as (client, _):
+            clip = file_of(sound(0.2))
+            given = ({}, {"Authorization": "Bearer open"}, {"X-API-Key": "sesam"}, {"Authorization": "Bearer sesamé"})
+            raw = [{k: v.encode("latin-1") for k, v in h.items()} for h in given]
+            refused = [await client.post("/v1/embeddings", content=clip, headers=h) for h in raw]
+            refused += [await client.get(p) for p in ("/v1/models", "/metrics", "/report", "/v1/evidence")]
+            refused += [await client.post("/invocations", content=b"{}")]
+            right = ({"Authorization": "Bearer sesame"}, {"X-API-Key": "sesame"})
+            passed = [await client.post("/v1/embeddings", content=clip, headers=h) for h in right]
+            passed += [await client.get(p) for p in ("/", "/app.js", "/health/ready", "/ping")]
+            return refused, passed
+
+    refused, passed = asyncio.run(ask())
+    assert {a.status_code for a in refused} == {401}
+    assert {a.status_code for a in passed} == {200}
+
+
+def test_a_full_server_says_429_at_once_and_recovers(version):
+    limits = Limits(queue=4, batch_clips=1)
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, run=slow(0.1)) as (client, service):
+            clip = file_of(sound(0.2))
+            answers = await asyncio.gather(*(client.post("/v1/embeddings", content=clip) for _ in range(20)))
+            later = await client.post("/v1/embeddings", content=clip)
+            return answers, later, service.slots.clips
+
+    answers, later, held = asyncio.run(ask())
+    refused = [a for a in answers if a.status_code == 429]
+    assert len(answers) - len(refused) == 4
+    assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
+    assert later.status_code == 200
+    assert held == 0
+
+
+def test_who_would_wait_over_the_budget_is_refused(version):
+    slots = Slots(Limits(budget_s=0.5, free=2))
+    slots.computed(1, 0.2)
+    with slots.hold(2), slots.hold(1):
+        with pytest.raises(Refused) as caught:
+            slots.check()
+        assert caught.value.status == 429
+    slots.check()
+
+
+def test_the_deadline_is_kept_and_late_work_is_dropped(version):
+    calls = []
+    limits = Limits(request_s=0.3, batch_clips=1, linger_s=0)
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, run=slow(0.2, calls)) as (client, _):
+            clip = file_of(sound(0.2))
+            answers = await asyncio.gather(*(client.post("/v1/embeddings", content=clip) for _ in range(5)))
+            await asyncio.sleep(0.4)
+            return answers
+
+    statuses = sorted(a.status_code for a in asyncio.run(ask()))
+    assert statuses[0] == 200
+    assert statuses[-1] == 504
+    assert len(calls) < 5, "what is past its deadline is not computed"
+
+
+def test_a_client_that_goes_away_costs_nothing(version):
+    """ASGI by hand: the disconnect comes while the clip waits behind another."""
+    from aut.serving.app import create
+    from aut.serving.service import Service
+
+    calls = []
+
+    async def ask():
+        limits = Limits(batch_clips=1, linger_s=0)
+        service = Service(Shelf({"1": version}, "1"), limits, run=slow(0.2, calls))
+        service.watcher.look()
+        service.batcher.start()
+        gate = create(service)
+        body = file_of(sound(0.2))
+
+        def request(leaves_after):
+            sent, messages = [], [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive():
+                if messages:
+                    return messages.pop()
+                await asyncio.sleep(leaves_after)
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "raw_path": b"", "query_string": b""}
+            scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "server": ("a", 1), "client": ("b", 2)}
+            return gate(scope, receive, send)
+
+        await asyncio.gather(request(60), request(0.05), request(0.05))
+        await asyncio.sleep(0.3)
+        await service.stop()
+        return service.slots.clips, service.slots.bytes
+
+    assert asyncio.run(ask()) == (0, 0)
+    assert len(calls) == 1
+
+
+def jobs(loop, batcher, seconds, ask=None, deadline=1e9):
+    for s in seconds:
+        key = (0, ask or Ask(), bucket(s))
+        future = loop.create_future()
+        batcher.waiting.append(Job(np.zeros(1, np.float32), s, key, None, ask or Ask(), deadline, future))
+        batcher.waiting_s += s
+
+
+def test_batches_hold_the_oldest_and_its_like_within_the_limits():
+    async def ask():
+        limits = Limits(batch_clips=4, batch_s=20.0)
+        batcher = Batcher(limits, Slots(limits))
+        loop = asyncio.get_running_loop()
+        rng = np.random.default_rng([3])
+        jobs(loop, batcher, rng.uniform(0.2, 12.0, 60))
+        jobs(loop, batcher, rng.uniform(0.2, 12.0, 60), Ask(frames=True))
+        jobs(loop, batcher, [1.0, 1.0], deadline=0.0)
+        order = [job for job in batcher.waiting if job.deadline > 1]
+        dead = [job for job in batcher.waiting if job.deadline <= 1]
+        order[5].future.cancel()
+        seen = [order[5]]
+        while batcher.waiting:
+            oldest = next((job for job in batcher.waiting if job not in dead and not job.future.done()), None)
+            batch = batcher.take(1.0)
+            if not batch:
+                break
+            assert batch[0] is oldest
+            assert len({job.key for job in batch}) == 1
+            longest, shortest = max(j.seconds for j in batch), min(j.seconds for j in batch)
+            assert longest <= RATIO * shortest * 1.0001
+            assert len(batch) <= 4
+            assert len(batch) == 1 or longest * len(batch) <= 20.0
+            seen += batch
+        assert {id(j) for j in seen} == {id(j) for j in order}
+        assert len(seen) == len(order)
+        for job in dead:
+            assert isinstance(job.future.exception(), Refused)
+        assert batcher.waiting_s == 0.0
+
+    asyncio.run(ask())
+
+
+def test_a_model_that_fails_is_a_500_without_details_and_the_next_request_is_answered(version):
+    fail = [True]
+
+    def run(served, ask, clips):
+        if fail.pop() if fail else False:
+            raise RuntimeError("secret path /srv/weights")
+        return slow(0)(served, ask, clips)
+
+    clip = file_of(sound(0.2))
+    first, second = post(version, clip, clip, run=run)
+    assert (first.status_code, second.status_code) == (500, 200)
+    assert "secret" not in first.text
+
+
+def test_bodies_are_never_logged(version, caplog):
+    marker = b"my private voice"
+    with caplog.at_level("DEBUG"):
+        post(version, marker * 10, b"RIFF" + marker)
+    assert "private voice" not in caplog.text
+
+
+def test_the_key_comes_from_a_variable_or_a_file(monkeypatch, tmp_path):
+    from aut.cli.serve import api_key
+    from aut.errors import ConfigError
+
+    monkeypatch.delenv("AUT_SERVE_KEY", raising=False)
+    monkeypatch.delenv("AUT_SERVE_KEY_FILE", raising=False)
+    assert api_key() is None
+    (tmp_path / "key").write_text("sesame\n")
+    monkeypatch.setenv("AUT_SERVE_KEY_FILE", str(tmp_path / "key"))
+    assert api_key() == "sesame"
+    monkeypatch.setenv("AUT_SERVE_KEY", "other")
+    assert api_key() == "other"
+    monkeypatch.setenv("AUT_SERVE_KEY", "")
+    with pytest.raises(ConfigError, match="empty"):
+        api_key()
+    monkeypatch.delenv("AUT_SERVE_KEY")
+    monkeypatch.setenv("AUT_SERVE_KEY_FILE", str(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        api_key()
