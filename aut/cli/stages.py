@@ -111,9 +111,24 @@ def _probe(
     run_stage("probe", encoder=encoder, set=probe_set)
 
 
-def _compare() -> None:
-    """Test the differences, with intervals and correction; write evidence and report."""
-    run_stage("compare")
+def _compare(
+    published: Annotated[bool, typer.Option("--published", help="Not the stage: test the paper's table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --published: one JSON array.")] = False,
+) -> None:
+    """Test the differences, with intervals and correction; write evidence and report.
+
+    With --published, put the counts of arXiv 2604.10438, section 4.3, through the same corrections instead.
+    """
+    if published:
+        from aut.cli.summary import print_published
+
+        print_published(as_json)
+    elif as_json:
+        from aut.errors import ConfigError
+
+        raise ConfigError("--json goes with --published", "`aut report --json` prints this profile's evidence")
+    else:
+        run_stage("compare")
 
 
 def _register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from datetime import datetime
 from typing import Any
@@ -62,6 +63,28 @@ def _differences(rows: list[dict[str, Any]]) -> Table:
             r["set"], r["domain"], difference, f"{r['diff']:+.1f}", interval, f"{r['p_holm']:.2g}", f"{r['mdd']:.1f}"
         )
     return table
+
+
+def print_published(as_json: bool) -> None:
+    """The paper's table through our statistics: unpaired, as it gives counts and no predictions."""
+    from aut.stats import published
+
+    rows = published()
+    if as_json:
+        print(json.dumps(rows, indent=1))  # noqa: T201
+        return
+    table = Table(title="arXiv 2604.10438, section 4.3: % right (95 % interval), unpaired test", title_justify="left")
+    for name in ("set", "clips", "base", "adapted", "points", "h", "p", "p (Holm)", "significant"):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for r in rows:
+        shares = (_share(r[k], r[f"{k}_interval"]) for k in ("base", "adapted"))
+        figures = (f"{100 * r['diff']:+.2f}", f"{r['h']:.2f}", f"{r['p']:.2g}", f"{r['p_holm']:.2g}")
+        table.add_row(r["set"], str(r["clips"]), *shares, *figures, "yes" if r["significant"] else "no")
+    Console(width=None if Console().is_terminal else 130, highlight=False).print(table)
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    return f"{100 * share:.1f} ({100 * interval[0]:.1f}, {100 * interval[1]:.1f})"
 
 
 def _registered(console: Console, copy: Layout) -> None:

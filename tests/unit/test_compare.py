@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -236,3 +237,17 @@ def test_curves_of_one_layer_and_of_equal_values_are_drawn() -> None:
 def test_every_encoder_is_in_the_table(evidence: dict[str, Any]) -> None:
     arms = {e.rpartition("-")[0] or e for e in ENCODERS}
     assert {r["encoder"] for r in rows(evidence, "table", primary=True)} == arms
+
+
+def test_the_published_table_goes_through_the_same_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    """ESC-50's gain is significant, GTZAN's and Speech Commands' are not, corrected or not."""
+    from aut.cli.summary import print_published
+
+    print_published(as_json=True)
+    found = {r["set"]: r for r in json.loads(capsys.readouterr().out)}
+    assert {n: r["significant"] for n, r in found.items()} == {"esc50": True, "gtzan": False, "speech_commands": False}
+    assert [round(found[n]["p"], 2) for n in ("gtzan", "speech_commands")] == [0.18, 0.39]
+    assert found["esc50"]["p"] == pytest.approx(7e-12, rel=0.1)
+    print_published(as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("gtzan" in line and "+5.00" in line and line.rstrip(" │").endswith("no") for line in lines)
