@@ -1,0 +1,297 @@
+"""Serving against its peer: throughput, latency, overhead, overload, and an alias that moves under load.
+
+In    a version made here (d_model 128, 4 layers, random weights), registered in a SQLite store; clips of 1 to 10 s,
+      cut from the recordings below AUT_TEST_AUDIO where it is set, else tones in noise (the work is the same)
+Peer  `mlflow models serve` of the same version, and of an identity pyfunc; the bare model on the same clips
+Figures  ratio_mlflow        clips/s at 32 clients, ours over the peer's
+         ratio_overhead      the same with an encoder that does nothing, on both sides
+         p99_ms, p99_mlflow_ms
+         share_of_model      ours over the model's own batched clips/s in a process to itself
+         loop_share          the model called clip by clip, over the same
+         failed_on_swap      requests not answered 200, or by no known version, while the alias moves 20 times
+         overload_p99_ratio  p99 of accepted requests at 10 x capacity over p99 of one client alone
+         ready_s             start to ready, warm cache
+Run   python -m benchmarks.serve --quick     4 s a load instead of 20, 6 s of overload instead of 60
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from benchmarks._common import arguments, finish, machine, say
+from benchmarks._serving import Peer, Process, Server, free_port, identity_model, publish, write_version
+
+CLIENTS = 32
+RATE = 16_000
+MOVES = 20
+
+
+@dataclass
+class Load:
+    """What clients saw."""
+
+    statuses: list[int] = field(default_factory=list)
+    accepted_s: list[float] = field(default_factory=list)
+    weights: set[bytes] = field(default_factory=set)
+    took_s: float = 0.0
+
+    @property
+    def per_s(self) -> float:
+        return len(self.accepted_s) / self.took_s
+
+    @property
+    def p99_s(self) -> float:
+        return float(np.quantile(self.accepted_s, 0.99)) if self.accepted_s else float("nan")
+
+    @property
+    def failed(self) -> int:
+        return sum(status != 200 for status in self.statuses)
+
+
+class Connection:
+    """One kept-alive connection; as little client as HTTP allows, for the client shares the server's cores."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.reader: asyncio.StreamReader | None = None
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and headers; 0 where the connection was lost."""
+        try:
+            if self.writer is None or self.writer.is_closing():
+                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            assert self.reader
+            self.writer.write(request)
+            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            await self.reader.readexactly(length)
+            if b"connection: close" in head:
+                self.close()
+            return int(head[9:12]), head
+        except (OSError, asyncio.IncompleteReadError, IndexError):
+            self.close()
+            return 0, b""
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        self.writer = None
+
+
+async def closed(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
+    """Each client asks again as soon as it is answered."""
+    load, start = Load(), time.perf_counter()
+
+    async def client(n: int) -> None:
+        connection = Connection(port)
+        while time.perf_counter() - start < seconds:
+            await timed(connection, requests[n % len(requests)], load)
+            n += clients
+        connection.close()
+
+    await asyncio.gather(*(client(n) for n in range(clients)))
+    load.took_s = time.perf_counter() - start
+    return load
+
+
+async def paced(port: int, requests: Sequence[bytes], rate: float, seconds: float) -> Load:
+    """Requests arrive at `rate`, whether or not earlier ones were answered."""
+    load, start, sent = Load(), time.perf_counter(), 0
+    free: list[Connection] = []
+    running: set[asyncio.Task[None]] = set()
+
+    async def one(request: bytes) -> None:
+        connection = free.pop() if free else Connection(port)
+        await timed(connection, request, load)
+        free.append(connection)
+
+    while (now := time.perf_counter() - start) < seconds:
+        for _ in range(int(now * rate) - sent):
+            task = asyncio.create_task(one(requests[sent % len(requests)]))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            sent += 1
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*running)
+    load.took_s = time.perf_counter() - start
+    return load
+
+
+async def timed(connection: Connection, request: bytes, load: Load) -> None:
+    begun = time.perf_counter()
+    status, head = await connection.ask(request)
+    load.statuses.append(status)
+    if status == 200:
+        load.accepted_s.append(time.perf_counter() - begun)
+        if b"x-model-weights: " in head:
+            load.weights.add(head.split(b"x-model-weights: ")[1].split(b"\r\n")[0])
+
+
+def recordings() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Some minutes of real sound at 16 kHz where AUT_TEST_AUDIO names any, else tones in noise."""
+    root = os.environ.get("AUT_TEST_AUDIO")
+    if not root:
+        rng = np.random.default_rng([1])
+        t = np.arange(60 * RATE) / RATE
+        return (0.2 * np.sin(2 * np.pi * 220 * t) + 0.05 * rng.standard_normal(len(t))).astype(np.float32)
+    from aut.audio.decode import decode
+
+    paths = sorted(p for p in Path(root).rglob("*") if p.suffix in (".wav", ".flac", ".ogg"))[::40][:40]
+    return np.concatenate([decode(p, max_s=600.0, length_s=10.0).pcm_T for p in paths])
+
+
+def make_clips(count: int = 64) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    rng, sound = np.random.default_rng([2]), recordings()
+    spans = [(int(rng.integers(0, len(sound) - 10 * RATE)), int(rng.uniform(1, 10) * RATE)) for _ in range(count)]
+    return [sound[start : start + samples] for start, samples in spans]
+
+
+def files(clips: Sequence[np.ndarray[Any, Any]]) -> list[bytes]:
+    out = []
+    for clip in clips:
+        held = io.BytesIO()
+        soundfile.write(held, clip, RATE, format="WAV", subtype="PCM_16")
+        out.append(held.getvalue())
+    return out
+
+
+def ours(bodies: Sequence[bytes]) -> list[bytes]:
+    return [http("/v1/embeddings", "audio/wav", b) for b in bodies]
+
+
+def mlflows(bodies: Sequence[bytes]) -> list[bytes]:
+    tables = ({"dataframe_split": {"columns": ["audio"], "data": [[base64.b64encode(b).decode()]]}} for b in bodies)
+    return [http("/invocations", "application/json", json.dumps(t).encode()) for t in tables]
+
+
+def http(path: str, kind: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def bare(folder: Path, clips: Sequence[np.ndarray[Any, Any]], seconds: float) -> tuple[float, float]:
+    """Clips/s of the model itself: all clips at once, and one after the other."""
+    from aut.encoders import open_encoder
+
+    encoder = open_encoder(folder / "encoder")
+    rates = []
+    for groups in ([list(clips)], [[c] for c in clips]):
+        encoder.pooled(groups[0], ["valid"])
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            for group in groups:
+                encoder.pooled(group, ["valid"])
+                done += len(group)
+        rates.append(done / (time.perf_counter() - start))
+    return rates[0], rates[1]
+
+
+def identity_server(scratch: Path) -> Process:
+    """Ours with an encoder that does nothing."""
+    port = free_port()
+    return Process([sys.executable, "-m", "benchmarks._serving", str(port)], port, scratch / "identity.log")
+
+
+def against(server: Process, requests: Sequence[bytes], seconds: float, name: str) -> Load:
+    asyncio.run(closed(server.port, requests, CLIENTS, 1.0))  # warm
+    load = asyncio.run(closed(server.port, requests, CLIENTS, seconds))
+    say(f"{name}: {load.per_s:.1f} clips/s, p99 {1000 * load.p99_s:.0f} ms, {load.failed} failed")
+    return load
+
+
+def swap(address: str, uri: str, scratch: Path, requests: Sequence[bytes], seconds: float) -> tuple[int, float]:
+    """Requests that failed while the alias moved, or that no registered version answered; and start to ready."""
+    from aut.edges.store import client
+
+    store = client(uri)
+    known = {v.tags["aut.digest.weights"].encode() for v in store.search_model_versions("name = 'whisper-aut'")}
+    env = {"MLFLOW_TRACKING_URI": uri}
+    with Server(address, scratch, env=env):
+        pass  # the cache is warm now
+    with Server(address, scratch, "--poll-s", "0.05", "--budget-ms", "30000", env=env) as server:
+
+        def move() -> None:
+            for n in range(MOVES):
+                time.sleep(seconds / (MOVES + 2))
+                store.set_registered_model_alias("whisper-aut", "champion", str(2 - n % 2))
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        load = asyncio.run(closed(server.port, requests, 8, seconds))
+        mover.join()
+        say(f"alias moved {MOVES} times: {len(load.statuses)} requests, {load.failed} failed")
+        say(f"ready after {server.ready_s:.1f} s")
+        strangers = len(load.weights - known)
+        return load.failed + strangers, server.ready_s
+
+
+def overload(folder: Path, scratch: Path, requests: Sequence[bytes], capacity: float, seconds: float) -> float:
+    """p99 of accepted requests at ten times the capacity, over that of one client alone."""
+    with Server(folder, scratch, "--budget-ms", "20") as server:
+        asyncio.run(closed(server.port, requests, 1, 1.0))
+        alone = asyncio.run(closed(server.port, requests, 1, max(4.0, seconds / 4)))
+        load = asyncio.run(paced(server.port, requests, 10 * capacity, seconds))
+    other = {s: load.statuses.count(s) for s in set(load.statuses)}
+    say(f"alone p99 {1000 * alone.p99_s:.0f} ms; at 10 x {capacity:.0f}/s p99 {1000 * load.p99_s:.0f} ms, {other}")
+    return load.p99_s / alone.p99_s
+
+
+def main() -> None:
+    options = arguments(__doc__ or "").parse_args()
+    seconds = 4.0 if options.quick else 20.0
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        os.environ |= {"AUT_WORK": str(scratch / "work"), "XDG_CACHE_HOME": str(scratch / "cache")}
+        uri = f"sqlite:///{scratch / 'mlflow.db'}"
+        folder = write_version(scratch / "one/1")
+        model = publish(uri, scratch, folder)
+        publish(uri, scratch, write_version(scratch / "two/2", seed=1))
+        clips = make_clips()
+        bodies = files(clips)
+        batched, loop = bare(folder, clips, seconds)
+        say(f"bare model: {batched:.1f} clips/s in batches, {loop:.1f} one by one")
+        wide = ("--budget-ms", "30000")
+        with Server(folder, scratch, *wide) as server:
+            mine = against(server, ours(bodies), seconds, "aut serve")
+        with Peer(model, scratch) as server:
+            theirs = against(server, mlflows(bodies), seconds, "mlflow models serve")
+        with identity_server(scratch) as server:
+            empty = against(server, ours(bodies), seconds, "aut, identity")
+        with Peer(identity_model(scratch / "identity"), scratch) as server:
+            hollow = against(server, mlflows(bodies), seconds, "mlflow, identity")
+        failed, ready_s = swap("models:/whisper-aut@champion", uri, scratch, ours(bodies), max(8.0, seconds))
+        ratio = overload(folder, scratch, ours(bodies), mine.per_s, 6.0 if options.quick else 60.0)
+    figures = {
+        "ratio_mlflow": mine.per_s / theirs.per_s,
+        "ratio_overhead": empty.per_s / hollow.per_s,
+        "p99_ms": 1000 * mine.p99_s,
+        "p99_mlflow_ms": 1000 * theirs.p99_s,
+        "share_of_model": mine.per_s / batched,
+        "loop_share": loop / batched,
+        "failed_on_swap": failed + mine.failed,
+        "overload_p99_ratio": ratio,
+        "clips_per_s": mine.per_s,
+        "ready_s": ready_s,
+    }
+    facts = {"machine": machine("fastapi", "mlflow", "torch", "uvicorn"), "clients": CLIENTS}
+    finish("serve", figures, options.keep, facts | {"real_audio": "AUT_TEST_AUDIO" in os.environ})
+
+
+if __name__ == "__main__":
+    main()
