@@ -115,7 +115,7 @@ def form(rng: Rng) -> Request:
 def document(rng: Rng) -> Request:
     """JSON with wrong types in every place, deep nesting, and text that is no base64."""
     text = base64.b64encode(AUDIO[int(rng.integers(len(AUDIO)))](rng)).decode()
-    odd = [
+    values: list[object] = [
         None,
         True,
         -1,
@@ -130,8 +130,11 @@ def document(rng: Rng) -> Request:
         text,
         text[:-3],
     ]
-    pick = lambda: odd[int(rng.integers(len(odd)))]  # noqa: E731
-    documents = [
+
+    def pick() -> object:
+        return values[int(rng.integers(len(values)))]
+
+    documents: list[object] = [
         {"input": pick()},
         {"input": [pick() for _ in range(int(rng.integers(0, 80)))]},
         {"input": text, "pool": pick(), "format": pick(), "layer": pick()},

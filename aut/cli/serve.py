@@ -25,6 +25,9 @@ def serve(
     queue: Annotated[int, typer.Option("--queue", min=1, help="Clips admitted at once.")] = 128,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of a request's body.")] = 32,
     max_s: Annotated[float, typer.Option("--max-s", min=0.1, help="Seconds of audio of a clip.")] = 300.0,
+    batch_s: Annotated[
+        float, typer.Option("--batch-s", min=1, help="Seconds of audio of a pass; 1000 on a GPU.")
+    ] = 40.0,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="Deadline of a request.")] = 30.0,
 ) -> None:
     """Serve the version an alias names: embeddings, classes, a page. Follows the alias without dropping a request.
@@ -44,6 +47,7 @@ def serve(
         audio_s=max(600.0, max_s),
         request_s=timeout_s,
         queue=queue,
+        batch_s=batch_s,
         budget_s=budget_ms / 1000,
     )
     _log()

@@ -28,7 +28,8 @@ class Limits:
     budget_s: float = 1.0
     free: int = 4  # clips that are admitted whatever the estimate says
     batch_clips: int = 32
-    batch_s: float = 120.0  # seconds, padding included, of one forward pass
+    batch_s: float = 40.0  # seconds, padding included, of one pass: a CPU's caches hold no more, a GPU wants 1,000
+    workers: int = 2  # batches computed at once, each with its share of the cores
     linger_s: float = 0.002  # an idle model waits so long for company
 
 

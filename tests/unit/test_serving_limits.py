@@ -129,7 +129,7 @@ def test_without_the_key_nothing_but_health_and_page(version):
 
 
 def test_a_full_server_says_429_at_once_and_recovers(version):
-    limits = Limits(queue=4, batch_clips=1)
+    limits = Limits(queue=4, batch_clips=1, workers=1)
 
     async def ask():
         async with serving(Shelf({"1": version}, "1"), limits, run=slow(0.1)) as (client, service):
@@ -158,7 +158,7 @@ def test_who_would_wait_over_the_budget_is_refused(version):
 
 def test_the_deadline_is_kept_and_late_work_is_dropped(version):
     calls = []
-    limits = Limits(request_s=0.3, batch_clips=1, linger_s=0)
+    limits = Limits(request_s=0.3, batch_clips=1, linger_s=0, workers=1)
 
     async def ask():
         async with serving(Shelf({"1": version}, "1"), limits, run=slow(0.2, calls)) as (client, _):
@@ -181,7 +181,7 @@ def test_a_client_that_goes_away_costs_nothing(version):
     calls = []
 
     async def ask():
-        limits = Limits(batch_clips=1, linger_s=0)
+        limits = Limits(batch_clips=1, linger_s=0, workers=1)
         service = Service(Shelf({"1": version}, "1"), limits, run=slow(0.2, calls))
         service.watcher.look()
         service.batcher.start()
