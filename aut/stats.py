@@ -106,6 +106,22 @@ def paired_difference(
     )
 
 
+def rate_interval(
+    count_N: ArrayLike, per_N: ArrayLike, cluster_N: ArrayLike, level: float, resamples: int, seed: int = 0
+) -> Interval:
+    """sum(count) / sum(per), as errors per word, by a studentised bootstrap over the recordings in cluster_N [N].
+
+    count_N [N] may be a paired difference of counts, per_N [N] is positive. DataError: empty, not finite.
+    """
+    count, per = np.asarray(count_N, np.float64), np.asarray(per_N, np.float64)
+    if not len(count) or count.shape != per.shape or not np.isfinite(count).all() or not (per > 0).all():
+        raise DataError("a rate needs a finite count and a positive base for every clip", "look at the transcripts")
+    sums, sizes = (_by_cluster(x, cluster_N)[0] for x in (count, per))
+    estimate, se, t_R = _studentised(sums, sizes, resamples, seed)
+    half = _critical(t_R, level) * se
+    return Interval(estimate, estimate - half, estimate + half, "bootstrap")
+
+
 def minimum_detectable(
     correct_a_N: ArrayLike, correct_b_N: ArrayLike, cluster_N: ArrayLike, level: float, power: float
 ) -> float:

@@ -28,6 +28,7 @@ def write_report(evidence: dict[str, Any], folder: Path) -> None:
         _section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
         _section("The training mixture", _mixture(evidence["mixture"])),
         _section("What each arm was trained on", _training(evidence["training"])),
+        *([_section("Speech kept", _speech_kept(evidence))] if evidence["speech_kept"] else []),
         _section("Leakage", _leakage(evidence["leakage"])),
         _section("Parity of the exported encoders", _parity(evidence["parity"])),
         _section("Digests and how to reproduce", _reproduce(evidence)),
@@ -222,6 +223,27 @@ def _training(facts: dict[str, Row]) -> str:
             for n, v in facts.items()
         ),
     )
+
+
+def _speech_kept(evidence: Row) -> str:
+    """Word error rates before the decoder is dropped: less is better, so a difference above zero is a loss."""
+    heads = ("arm", "base %", "interval", "arm %", "interval", "arm - base", "interval", "words", "clips", "recordings")
+    rows = (
+        [r["arm"]]
+        + [told for name in ("base", "wer") for told in (f"{r[name]:.2f}", _span(r, name, ".2f"))]
+        + [f"{r['diff']:+.2f}", _span(r, "diff", "+.2f")]
+        + [f"{r[name]:,}" for name in ("words", "clips", "recordings")]
+        for r in evidence["speech_kept"]
+    )
+    return (
+        "<p>Word error rate, greedy, on speech held out of the fine-tune, with the decoder that is dropped afterwards; "
+        f"{100 * evidence['level']:g} % intervals, whole recordings resampled. Above zero, speech was lost.</p>"
+        + _table(heads, rows)
+    )
+
+
+def _span(r: Row, name: str, form: str) -> str:
+    return f"{r[f'{name}_low']:{form}} to {r[f'{name}_high']:{form}}"
 
 
 def _leakage(report: Row) -> str:

@@ -24,7 +24,7 @@ from aut.files import read_json, replacing, write_bytes, write_json
 from aut.gates import evaluate
 from aut.layout import Layout
 from aut.report.page import write_report
-from aut.report.predictions import View, load_views
+from aut.report.predictions import View, arm_of, load_views
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +75,7 @@ def build_evidence(params: Params, layout: Layout) -> dict[str, Any]:
         "leakage": _leakage(layout),
         "mixture": read_json(layout.mixture / "stats.json"),
         "training": {n: f for n in params.export.encoders if (f := _training(layout, n))},
+        "speech_kept": list(_speech_kept(params, layout)),
         "parity": {name: _parity(layout, name) for name in params.export.encoders},
         "encoders": {v.name: v.digests for v in primary},
     }
@@ -255,6 +256,38 @@ def _training(layout: Layout, encoder: str) -> dict[str, Any]:
     path = layout.encoder(encoder) / "training.json"
     found: dict[str, Any] = read_json(path) if path.exists() else {}
     return found if "steps" in found else {}
+
+
+def _speech_kept(params: Params, layout: Layout) -> Iterator[dict[str, Any]]:
+    """Word error rate of each arm and of its base on the same held-out clips, errors averaged over seeds, in points."""
+    by_arm: dict[str, list[list[dict[str, Any]]]] = {}
+    for encoder in params.export.encoders:
+        if (path := layout.encoder(encoder) / "speech.json").exists():
+            by_arm.setdefault(arm_of(encoder, params), []).append(read_json(path)["clips"])
+    for arm, seeds in by_arm.items():
+        clips = seeds[0]
+        if any([c["id"] for c in other] != [c["id"] for c in clips] for other in seeds):
+            raise DataError(f"the seeds of {arm} transcribed different clips", "run `aut finetune` for each again")
+        recordings = [c["source_id"] for c in clips]
+        if len(set(recordings)) < 2:
+            continue  # one recording has no spread
+        yield {"arm": arm, "clips": len(clips), "recordings": len(set(recordings))} | _rates(params, seeds, recordings)
+
+
+def _rates(params: Params, seeds: list[list[dict[str, Any]]], recordings: list[str]) -> dict[str, Any]:
+    c = params.compare
+    words = [clip["words"] for clip in seeds[0]]
+    tuned, base = (
+        [sum(clip[who] for clip in same) / len(same) for same in zip(*seeds, strict=True)] for who in ("tuned", "base")
+    )
+    change = [a - b for a, b in zip(tuned, base, strict=True)]
+    found: dict[str, Any] = {"words": sum(words)}
+    for name, counts in (("base", base), ("wer", tuned), ("diff", change)):
+        rate = stats.rate_interval(counts, words, recordings, c.level, c.resamples, params.seed)
+        floor = -math.inf if name == "diff" else 0.0
+        found |= {name: points(rate.estimate), f"{name}_low": points(max(floor, rate.low))}
+        found |= {f"{name}_high": points(rate.high)}
+    return found
 
 
 def _parity(layout: Layout, encoder: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "model.encoder."
+HISTORY = ("training.json", "speech.json")
+"""How it came to be and how well its decoder still wrote down speech: the report compares the arms by them."""
 UNPROVED = {"passed": None, "drop_in": None, "max_error": None}
 TRANSIENT = ("transformers_version", "_name_or_path")  # would change the digest, not the embedding
 
@@ -42,8 +44,9 @@ def export(params: Params, layout: Layout, track: Tracker, encoder: str) -> dict
         carried = (source / "encoder.json").is_file()
         facts = _carry(source, draft, encoder) if carried else _strip(source, draft, encoder)
         write_json(draft / "encoder.json", facts)
-        if (source / "training.json").is_file():  # how it came to be: the report compares the arms by it
-            shutil.copyfile(source / "training.json", draft / "training.json")
+        for name in HISTORY:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, draft / name)
         proof = UNPROVED if carried else _prove(draft, params)
         write_json(draft / "parity.json", proof)
     track.params({"kind": facts["kind"], "width": facts["width"]})

@@ -15,13 +15,13 @@ import pytest
 from aut import stats
 from aut.contracts import Silent
 from aut.errors import DataError, MissingInput
-from aut.files import digest_tree, read_json
+from aut.files import digest_tree, read_json, write_json
 from aut.layout import Layout
 from aut.report.figures import curves
 from aut.report.page import write_report
 from aut.report.predictions import load_views
 from aut.stages.compare import build_evidence, compare
-from tests.unit.compare_fixture import CLIPS, ENCODERS, LABELS, SETS, params_of, predictions, write_tree
+from tests.unit.compare_fixture import CLIPS, ENCODERS, LABELS, SETS, params_of, predictions, transcribed, write_tree
 
 SOUNDS, WORDS = SETS
 
@@ -251,3 +251,21 @@ def test_the_published_table_goes_through_the_same_statistics(capsys: pytest.Cap
     print_published(as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert any("gtzan" in line and "+5.00" in line and line.rstrip(" │").endswith("no") for line in lines)
+
+
+def test_speech_kept_is_the_mean_of_the_seeds_against_their_base(evidence: dict[str, Any]) -> None:
+    row = next(r for r in evidence["speech_kept"] if r["arm"] == "adapted")
+    base = sum(c["base"] for c in transcribed("adapted-0")) / 240
+    tuned = sum(c["tuned"] for e in ("adapted-0", "adapted-1") for c in transcribed(e)) / 480
+    assert (row["words"], row["clips"], row["recordings"]) == (240, 24, 12)
+    assert (row["base"], row["wer"]) == pytest.approx((100 * base, 100 * tuned), abs=0.01)
+    assert row["diff"] == pytest.approx(100 * (tuned - base), abs=0.01)
+    assert row["diff_low"] < row["diff"] < row["diff_high"]
+    assert "Word error rate" in page_of(evidence)
+
+
+def test_seeds_that_transcribed_other_clips_are_refused(tmp_path: Path) -> None:
+    layout = write_tree(tmp_path)
+    write_json(layout.encoder("adapted-1") / "speech.json", {"clips": transcribed("adapted-1")[1:]})
+    with pytest.raises(DataError, match="the seeds of adapted transcribed different clips"):
+        build_evidence(params_of(), layout)

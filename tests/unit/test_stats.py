@@ -165,3 +165,24 @@ def test_calibration(name: str) -> None:
     covered, rejected = calibrate(CASES[name], draws=4000, resamples=999)
     assert 93.0 < covered < 97.0
     assert 3.7 < rejected < 6.3  # 4 ... 6 %, 4,000 draws have a standard deviation of 0.35
+
+
+def test_a_rate_is_a_ratio_of_sums_and_its_interval_covers() -> None:
+    """Errors per word, recordings of unequal size: the estimate is the ratio of sums, 95 % intervals hold the truth."""
+    rng = np.random.default_rng(11)
+    inside = 0
+    for draw in range(400):
+        recording = np.repeat(np.arange(60), 3)
+        words = rng.integers(3, 25, 180)
+        hardness = rng.beta(2, 18, 60)[recording]  # mean 0.1
+        wrong = rng.binomial(words, hardness)
+        found = stats.rate_interval(wrong, words, recording, 0.95, 400, draw)
+        assert found.estimate == pytest.approx(wrong.sum() / words.sum())
+        inside += found.low <= 0.1 <= found.high
+    assert 0.92 <= inside / 400 <= 0.98  # 95 % +- 2.7 standard errors of 400 draws
+
+
+@pytest.mark.parametrize(("count", "per"), [([], []), ([1.0], [0.0]), ([float("nan")], [1.0]), ([1.0, 2.0], [1.0])])
+def test_a_rate_of_nothing_is_refused(count: list[float], per: list[float]) -> None:
+    with pytest.raises(DataError, match="a rate needs"):
+        stats.rate_interval(count, per, list(range(len(count))), 0.95, 10)
