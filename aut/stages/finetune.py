@@ -1,7 +1,8 @@
 """Finetune: the base model, trained end to end to caption a mixture; its control on speech alone.
 
 In    data/mixture/, models/base/
-Out   models/<arm>-<seed>/ (transformers' format, tokenizer and training.json), reports/plots/finetune@<arm>-<seed>.csv
+Out   models/<arm>-<seed>/ (transformers' format, tokenizer, training.json, speech.json: how well it still writes down
+      speech), reports/plots/finetune@<arm>-<seed>.csv
 Why   the arm `control` takes as many optimiser steps on as many valid audio seconds as `adapted`, of speech only:
       what adapted gains over it is due to the mixture, not to training longer. Price: a second training.
 Run   aut finetune adapted 0
@@ -54,6 +55,7 @@ def finetune(params: Params, layout: Layout, track: Tracker, arm: str, seed: int
     facts |= {"base_digest": weights, "mixture_digest": mixture.digest, **matching}
     with workplace(job, layout) as work:
         from aut.training.model import open_whisper
+        from aut.training.wer import write_speech
 
         whisper = open_whisper(base)
         state = execute(job, whisper, base, source_roots(params, layout), work, track)
@@ -62,6 +64,8 @@ def finetune(params: Params, layout: Layout, track: Tracker, arm: str, seed: int
             with replacing(layout.model(job.name), empty_draft(work)) as draft:
                 shutil.copytree(base, draft, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
                 write_model(whisper, draft, facts)
+                del whisper  # speech is measured from what was saved
+                facts |= write_speech(draft, base, job.held_out, source_roots(params, layout), job.training)
             write_curve(layout.plot("finetune", job.name), state)
     return facts
 
