@@ -26,9 +26,9 @@ class Limits:
     queue: int = 128  # clips admitted: being decoded, waiting, or computed
     queue_s: float = 1_800.0  # seconds of decoded audio that wait: 115 MB
     budget_s: float = 1.0
-    free: int = 4  # clips that are admitted whatever the estimate says
+    free: int = 2  # clips that are admitted whatever the estimate says: one a worker
     batch_clips: int = 32
-    batch_s: float = 40.0  # seconds, padding included, of one pass: a CPU's caches hold no more, a GPU wants 1,000
+    batch_s: float = 10.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
     workers: int = 2  # batches computed at once, each with its share of the cores
     linger_s: float = 0.002  # an idle model waits so long for company
 
