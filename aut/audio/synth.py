@@ -22,7 +22,7 @@ HOP = 80  # 5 ms: formants move over tens of milliseconds
 WINDOW = 320
 FFT = 512
 TABLE = 2048
-CUTS = 3
+CUTS = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Out   <root>/<part>-<seed>-<clips>/<block>/<number>.wav (16 kHz, 16-bit), metada
 Why   each clip has its own random generator, so blocks, workers and interruptions leave the same samples.
       Price: samples may differ between CPU kinds in the last bit; lengths and texts do not.
       Even seeds are pools (words: phrases; every clip a recording of its own), odd seeds are probe sets (words: one
-      labelled word a clip; three clips a recording); no two seeds
+      labelled word a clip; two clips a recording); no two seeds
       share a speaker, a recording or a song.
 Run   python -c 'from pathlib import Path; from aut.datasets import toy; toy.prepare(Path("."), "words", 100, 0)'
 """
@@ -37,7 +37,7 @@ CARD = Card(
 )
 PARTS = ("words", "sounds", "tunes")
 BLOCK = 250
-VERSION = 2  # of the generators: raise it when a sample changes
+VERSION = 3  # of the generators: raise it when a sample changes
 
 
 def prepare(root: Path, part: str, clips: int, seed: int, workers: int | None = None) -> None:
