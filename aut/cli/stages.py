@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from aut.config import Params
 
 STAGE_PANEL = "Stages (dvc.yaml calls these)"
 
@@ -19,9 +22,24 @@ EDGES = {"register": "aut.edges.registry"}
 """Stages whose last step belongs to an edge; all others are `aut.stages.<stage>`."""
 
 
+TRAINED = ("base", "finetune")
+"""Stages that may take several processes."""
+
+
+def _launched(stage: str, params: Params, name: str) -> bool:
+    """Whether other processes did the work; leaves with their exit code where they failed."""
+    from aut.training.launch import launch
+
+    code = launch(stage, params, name)
+    if code:
+        raise SystemExit(code)
+    return code == 0
+
+
 def run_stage(stage: str, **item: str | int) -> None:
     """Runs the stage's function of the same name, writes its metrics and its run record."""
     from aut.config import read_params
+    from aut.contracts import Silent
     from aut.edges.spool import stage_tracker
     from aut.errors import DataError
     from aut.files import write_json
@@ -33,11 +51,17 @@ def run_stage(stage: str, **item: str | int) -> None:
         raise DataError(
             f"{stage} {name} would have to be computed".replace("  ", " "), "its outputs are not in the remote"
         )
-    if "DVC_STAGE" in os.environ:  # DVC leaves its child alive when it is killed itself
+    rank = os.environ.get("RANK")  # of the processes that a training starts
+    if "DVC_STAGE" in os.environ or rank:  # DVC leaves its child alive when it is killed itself
         end_with_parent()
     layout = here()
     params = read_params(layout.params)
+    if stage in TRAINED and _launched(stage, params, name):
+        return
     function: Callable[..., Mapping[str, Any]] = getattr(import_module(EDGES.get(stage, f"aut.stages.{stage}")), stage)
+    if rank not in (None, "0"):  # the first process speaks for all
+        function(params, layout, Silent(), *item.values())
+        return
     with stage_tracker(stage, name, layout) as track:
         report = dict(function(params, layout, track, *item.values()))
         track.metrics({k: float(v) for k, v in report.items() if isinstance(v, int | float)})

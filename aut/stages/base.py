@@ -53,6 +53,7 @@ def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report
 def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
     """A small Whisper, on the speech pool less what the screen blocked."""
     from aut.order import Order
+    from aut.training.checkpoint import discard
     from aut.training.kept import Kept, held_out
     from aut.training.model import new_whisper
 
@@ -81,6 +82,7 @@ def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
         if int(os.environ.get("RANK", "0")) == 0:
             with replacing(layout.model(name), draft):
                 write_model(whisper, draft, facts)
+            discard(work)
     return facts
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -60,11 +59,17 @@ def checkpoints(work: Path) -> list[Path]:
     return sorted(p for p in work.glob("step-*") if p.is_dir())
 
 
-def save(work: Path, state: State, write: Callable[[Path], None], keep: int) -> Path:
-    """Writes a checkpoint, then removes all but the last `keep` and the one with the lowest eval loss."""
+def clean(draft: Path) -> None:
+    """An empty folder, and none of those that a kill left half written."""
+    for left in draft.parent.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    draft.mkdir(parents=True)
+
+
+def finish(work: Path, draft: Path, state: State, keep: int) -> Path:
+    """Makes `draft`, which holds the tensors, a checkpoint; keeps the last `keep` and the best by eval loss."""
     target = work / f"step-{state.step:08d}"
-    with replacing(target) as draft:
-        write(draft)
+    with replacing(target, draft):
         write_json(draft / "state.json", asdict(state))
         write_json(draft / DIGESTS, _digests(draft))
     kept = checkpoints(work)
@@ -75,18 +80,29 @@ def save(work: Path, state: State, write: Callable[[Path], None], keep: int) -> 
     return target
 
 
+def discard(work: Path) -> None:
+    """Removes a finished job's checkpoints and drafts; its lock stays."""
+    for folder in (*checkpoints(work), *work.glob(".step-*"), *work.glob("out-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_state(folder: Path) -> State:
+    values = read_json(folder / "state.json")
+    return State(**{f.name: values[f.name] for f in fields(State)})
+
+
 def newest(work: Path, identity: str) -> tuple[Path, State] | None:
     """The newest checkpoint whose files are whole. DataError where it belongs to other inputs."""
     for folder in reversed(checkpoints(work)):
         if not _whole(folder):
             print(f"{folder} was cut short: the checkpoint before it is used", file=sys.stderr)  # noqa: T201
             continue
-        values = read_json(folder / "state.json")
-        if values["identity"] != identity:
+        state = read_state(folder)
+        if state.identity != identity:
             raise DataError(
-                f"{folder} belongs to inputs {values['identity']}, this run has {identity}", f"move {work} away"
+                f"{folder} belongs to inputs {state.identity}, this run has {identity}", f"move {work} away"
             )
-        return folder, State(**{f.name: values[f.name] for f in fields(State)})
+        return folder, state
     return None
 
 

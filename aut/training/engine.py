@@ -3,14 +3,15 @@
 In    a Captioner, the schedule, the training params; WORLD_SIZE, RANK (torchrun) say whether there are others
 Out   gradients of the mean loss over *all* target tokens of the step, whatever the micro-batches and processes
 Why   one process needs plain torch only; several are wrapped by accelerate, in the same code path. accelerate is
-      not imported for one process: it costs seconds, and a demo starts many stages.
-Run   `engine = open_engine(model, schedule, training)`
+      not imported for one process: it costs seconds, and a demo starts many stages. ZeRO is in sharded.py.
+Run   `engine = open_engine(model, schedule, training); engine.start(None)`
 
 AUT_THREADS   torch threads of a CPU process (default OMP_NUM_THREADS, then one a core)
 """
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -72,14 +73,15 @@ class Engine:
             loss_G, tokens_G = loss_G.to(self.device) + sums.loss_G, tokens_G.to(self.device) + sums.tokens_G
         return loss_G, tokens_G
 
-    def gradient_norm(self) -> float:
-        """Norm over all parameters before clipping; clips."""
-        return float(nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.clip_norm))
-
-    def update(self, lr: float) -> None:
+    def update(self, lr: float, loss: float) -> float:
+        """Clips and takes the step, unless loss or gradients are not finite; the norm before clipping."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = float(nn.utils.clip_grad_norm_(trained, self.clip_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.optimizer.step()
+        return norm
 
     def clear(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -87,6 +89,10 @@ class Engine:
     def total(self, values: Tensor) -> Tensor:
         """Sum over processes."""
         return values
+
+    def agree(self, value: str) -> str:
+        """Process 0's value, in every process."""
+        return value
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -99,7 +105,13 @@ class Engine:
         torch.save(self.captioner.whisper.state_dict(), folder / "weights.pt")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
 
-    def load(self, folder: Path) -> None:
+    def settle(self) -> None:
+        """After the last step: process 0 holds the whole model, in the module it was given."""
+
+    def start(self, folder: Path | None) -> None:
+        """Before the first step: from the files that `save` wrote, where given."""
+        if folder is None:
+            return
         weights = torch.load(folder / "weights.pt", map_location=self.device, weights_only=True)
         self.captioner.whisper.load_state_dict(weights)
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
@@ -127,6 +139,11 @@ class Parallel(Engine):
         summed: Tensor = self._accelerator.reduce(values.to(self.device), "sum")
         return summed
 
+    def agree(self, value: str) -> str:
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()
 
@@ -151,4 +168,8 @@ def open_engine(model: Captioner, schedule: Schedule, training: Training) -> Eng
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > schedule.batch:
         raise ConfigError(f"{world} processes share steps of {schedule.batch} clips", "start fewer, or raise the batch")
+    if training.deepspeed_stage:
+        from aut.training.sharded import Sharded
+
+        return Sharded(model, schedule, training)
     return Parallel(model, schedule, training) if world > 1 else Engine(model, schedule, training)

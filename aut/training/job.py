@@ -180,8 +180,8 @@ def write_preprocessor(folder: Path, mels: int) -> None:
 
 
 def empty_draft(work: Path) -> Path:
-    """A folder beside the checkpoints in which the output is put together."""
-    draft = work / "out"
+    """A folder beside the checkpoints in which the output is put together, each process its own."""
+    draft = work / f"out-{os.environ.get('RANK', '0')}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     return draft

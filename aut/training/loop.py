@@ -82,6 +82,7 @@ def train(run: Run) -> State:
                 print(f"{run.what}: stopped at step {state.step}, checkpoint written", file=sys.stderr)  # noqa: T201
                 raise SystemExit(STOPPED)
             advance(1, f"loss {state.log[-1]['loss']:.3f}" if state.log else "")
+    run.engine.settle()
     return state
 
 
@@ -92,13 +93,14 @@ def _step(run: Run, state: State, batch: Batch) -> None:
     run.engine.model.train()
     engine.clear()
     counts = [sum(m.tokens for m in batch.micros), len(batch.row_ids), batch.replaced, batch.seconds, batch.padded_s]
-    tokens, clips, replaced, valid_s, padded_s = engine.total(torch.tensor(counts, dtype=torch.float64)).tolist()
+    counts += fingerprint(batch.row_ids)
+    totals = engine.total(torch.tensor(counts, dtype=torch.float64)).tolist()
+    tokens, clips, replaced, valid_s, padded_s, *ids = totals
     sums = engine.accumulate(batch.micros, tokens)
     loss_G, tokens_G = (engine.total(values).tolist() for values in sums)
-    loss, norm = sum(loss_G) / tokens, engine.gradient_norm()
-    lr = learning_rate(run.schedule, step, run.plan.steps)
+    loss, lr = sum(loss_G) / tokens, learning_rate(run.schedule, step, run.plan.steps)
+    norm = engine.update(lr, loss)
     if math.isfinite(loss) and math.isfinite(norm):
-        engine.update(lr)
         state.skipped_in_a_row = 0
         _watch(run, state, batch, loss)
         _add(state, loss_G, tokens_G, norm)
@@ -110,8 +112,14 @@ def _step(run: Run, state: State, batch: Batch) -> None:
     state.replaced += int(replaced)
     state.valid_s += valid_s
     state.padded_s += padded_s
-    state.ids_digest = digest_bytes(state.ids_digest.encode(), *(i.encode() for i in sorted(batch.row_ids)))
+    state.ids_digest = digest_bytes(state.ids_digest.encode(), *(f"{part:.0f}".encode() for part in ids))
     state.window["lr"] = lr
+
+
+def fingerprint(row_ids: Sequence[str]) -> list[float]:
+    """Two sums of 32-bit hashes: rows dealt out to processes add up to the same, exactly, for up to 2^21 rows."""
+    hashes = [digest_bytes(i.encode()) for i in row_ids]
+    return [float(sum(int(h[at : at + 8], 16) for h in hashes)) for at in (0, 8)]
 
 
 def _skip(run: Run, state: State, batch: Batch, loss: float, norm: float) -> None:
@@ -202,18 +210,31 @@ def _report(run: Run, row: dict[str, float]) -> None:
 
 
 def _save(run: Run, state: State) -> None:
+    """Every process takes part: under ZeRO each holds a part of the tensors."""
+    draft = run.work / f".step-{state.step:08d}"
     if run.engine.rank == 0:
-        checkpoint.save(run.work, state, run.engine.save, run.training.keep_checkpoints)
+        checkpoint.clean(draft)
+    run.engine.wait()
+    run.engine.save(draft)
+    run.engine.wait()
+    if run.engine.rank == 0:
+        checkpoint.finish(run.work, draft, state, run.training.keep_checkpoints)
     run.engine.wait()
 
 
 def _restore(run: Run) -> State:
-    found = checkpoint.newest(run.work, run.identity)
-    if found is None:
+    """Process 0 chooses the checkpoint: looking reads all of its bytes."""
+    chosen = ""
+    if run.engine.rank == 0:
+        found = checkpoint.newest(run.work, run.identity)
+        chosen = found[0].name if found else ""
+    chosen = run.engine.agree(chosen)
+    run.engine.start(run.work / chosen if chosen else None)
+    if not chosen:
         return State(run.identity)
-    folder, state = found
-    run.engine.load(folder)
-    print(f"{run.what}: resumes at step {state.step} of {run.plan.steps}", file=sys.stderr)  # noqa: T201
+    state = checkpoint.read_state(run.work / chosen)
+    if run.engine.rank == 0:
+        print(f"{run.what}: resumes at step {state.step} of {run.plan.steps}", file=sys.stderr)  # noqa: T201
     return state
 
 

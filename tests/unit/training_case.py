@@ -71,12 +71,25 @@ def curve(state):
     return state.log, state.evals
 
 
-def main(case: str, work: str) -> None:
-    """The same job in a process of its own, to be killed."""
+def main(case: str, work: str, stage: str = "0", stop: str = "0") -> None:
+    """The same job in processes of their own; leaves final.pt. With `stop`, SIGTERM comes in that step."""
+    import os
+    import signal
+
+    import torch
+
     from aut.training.job import execute
 
-    folder = Path(case)
-    execute(job_of(folder, 6), whisper_of(folder), folder, {"noise": folder}, Path(work), Silent())
+    class Stop(Silent):
+        def metrics(self, values, step=None):
+            if step == int(stop):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    folder, whisper = Path(case), whisper_of(Path(case))
+    job = job_of(folder, 6, deepspeed_stage=int(stage))
+    execute(job, whisper, folder, {"noise": folder}, Path(work), Stop())
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(whisper.state_dict(), Path(work) / "final.pt")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""Launch: a training's processes, one a GPU, on one host or several; contradictions said before anything loads.
+
+In    a schedule and training params, AUT_PROCS, AUT_HOSTS, AUT_RDZV, the visible GPUs
+Out   None where this process is to train itself; else the exit code of the processes that were started and ended
+Why   torch's elastic agent stops all processes when one fails or it is told to stop, and each process watches the
+      agent (aut/guard.py), so that none survives. Nothing is restarted here: the flow retries, from a checkpoint.
+Run   `AUT_PROCS=2 aut finetune adapted 0`
+
+AUT_PROCS   processes on this host (default: the visible GPUs, else 1)
+AUT_HOSTS   hosts that take part (default 1); each runs the same command, with AUT_WORK on a shared file system
+AUT_RDZV    host:port where several hosts meet: the first host's address and a free port
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from importlib.util import find_spec
+
+from aut.config import Params, Schedule, Training
+from aut.errors import ConfigError
+from aut.units import WINDOW_S
+
+MEET_S = 120  # for all hosts to arrive
+
+
+def launch(stage: str, params: Params, item: str) -> int | None:
+    """Starts the processes that `aut <stage> <item>` needs and waits for them; `stage` is base or finetune."""
+    if "RANK" in os.environ:  # one of them
+        return None
+    if stage == "base" and (item not in params.base.encoders or params.base.encoders[item].kind != "train"):
+        return None
+    section = params.base if stage == "base" else params.finetune
+    here, hosts = processes(), _number("AUT_HOSTS", 1)
+    check(stage, section.schedule, section.training, here * hosts)
+    if here * hosts == 1 and not section.training.deepspeed_stage:
+        return None
+    return _run([sys.executable, "-m", "aut", *sys.argv[1:]], here, hosts)
+
+
+def processes() -> int:
+    """How many to start on this host. ConfigError where GPUs are named that torch does not see."""
+    import torch
+
+    seen = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip() not in ("", "-1")]
+    if len(named) > seen:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={','.join(named)} names {len(named)} GPUs, torch sees {seen}",
+            "name those that `nvidia-smi` lists, or unset it; `aut doctor` says more",
+        )
+    wanted = _number("AUT_PROCS", max(1, seen))
+    if seen and wanted > seen:
+        raise ConfigError(f"AUT_PROCS={wanted}, but {seen} GPUs are visible", "one process a GPU: lower AUT_PROCS")
+    return wanted
+
+
+def check(stage: str, schedule: Schedule, training: Training, world: int) -> None:
+    """ConfigError with every contradiction among the params of `stage`, and between them and this machine."""
+    short = [name for name in ("accelerate", "deepspeed") if find_spec(name) is None]
+    wrong = {
+        f"{world} processes share steps of schedule.batch={schedule.batch} clips": world > schedule.batch,
+        f"training.max_s={training.max_s:g} exceeds the {WINDOW_S:g} s that Whisper hears": training.max_s > WINDOW_S,
+        f"training.deepspeed_stage={training.deepspeed_stage} needs {' and '.join(short)}, not installed here": bool(
+            training.deepspeed_stage and short
+        ),
+        f"{world} processes need accelerate, not installed here": world > 1 and "accelerate" in short,
+        f"schedule.betas={list(schedule.betas)} must lie in [0, 1)": not all(0.0 <= b < 1.0 for b in schedule.betas),
+        "schedule.warmup_fraction=1 leaves no step at the full rate": schedule.warmup_fraction >= 1.0,
+        "training.label_smoothing=1 leaves nothing of the targets": training.label_smoothing >= 1.0,
+    }
+    if found := [what for what, holds in wrong.items() if holds]:
+        raise ConfigError(f"{stage}: {'; '.join(found)}", f"mend these in params ({stage}.*) or start otherwise")
+
+
+def _run(command: list[str], here: int, hosts: int) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    address = _address(hosts)
+    config = LaunchConfig(
+        min_nodes=hosts,
+        max_nodes=hosts,
+        nproc_per_node=here,
+        run_id="aut",
+        rdzv_backend="c10d",
+        rdzv_endpoint=address,
+        rdzv_configs={"timeout": MEET_S, "read_timeout": MEET_S // 4},
+        max_restarts=0,
+        monitor_interval=0.5,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        elastic_launch(config, command[0])(*command[1:])
+    except ChildFailedError as error:
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        if not _meeting(error):
+            raise
+        raise ConfigError(
+            f"the processes cannot meet at {address} ({' '.join(str(error).split())[:200]})",
+            "is the port taken, or a host missing? set AUT_RDZV to a free host:port of the first host",
+        ) from None
+    return 0
+
+
+def _meeting(error: BaseException) -> bool:
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    return isinstance(error, RendezvousError | ConnectionError) or "address" in str(error).lower()
+
+
+def _address(hosts: int) -> str:
+    address = os.environ.get("AUT_RDZV", "")
+    if not address:
+        if hosts > 1:
+            raise ConfigError(f"AUT_HOSTS={hosts} without AUT_RDZV", "set AUT_RDZV to host:port of the first host")
+        return "localhost:0"  # a free port, known to this host only
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"AUT_RDZV={address} is no host:port", "write it like AUT_RDZV=10.0.0.1:29400")
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, int(port)))
+        except OSError as error:  # another host's address cannot be bound either, and need not be
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"the port of AUT_RDZV={address} is taken by another program", "name a free port, on every host"
+                ) from None
+    return address
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{name}={text} is no positive number", f"unset it, or give one; default {default}")
+    return int(text)

@@ -1,0 +1,191 @@
+"""Sharded: DeepSpeed ZeRO-1/2/3 through accelerate, as one more engine.
+
+In    a Captioner, the schedule, the training params with deepspeed_stage > 0; processes started by torchrun
+Out   the same steps as the plain engine; checkpoints hold whole tensors by name, as one process would write them
+Why   whole tensors load on any number of processes, which DeepSpeed's own sharded files do not. Weights stay in
+      float32 and bf16 is autocast, as in the plain engine, so that nothing is lost between shard and checkpoint.
+      Price: process 0 alone writes; for 1.5 B parameters 19 GB, once every `checkpoint_every` steps.
+Run   `torchrun --nproc-per-node=2 ...`, or `aut finetune`, which starts its processes itself
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aut.config import Schedule, Training
+from aut.errors import ConfigError
+from aut.training.data import Micro
+from aut.training.engine import Engine, Parallel, parameter_groups
+from aut.training.model import Captioner, Sums
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Sharded(Parallel):
+    """ZeRO-1 shards the optimiser, ZeRO-2 the gradients too, ZeRO-3 the weights as well."""
+
+    def __init__(self, model: Captioner, schedule: Schedule, training: Training) -> None:
+        _check()
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin
+
+        plugin = DeepSpeedPlugin(hf_ds_config=_config(schedule, training), zero3_init_flag=False)
+        self._accelerator = Accelerator(deepspeed_plugin=plugin)
+        self.device = self._accelerator.device
+        # accelerate counts one process where DeepSpeed started several on a CPU: the process group knows
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.captioner, self.model = model, model
+        self._schedule, self._stage = schedule, training.deepspeed_stage
+        self._names = {name: p.requires_grad for name, p in model.whisper.named_parameters()}
+        self._shapes = {name: p.shape for name, p in model.whisper.named_parameters()}
+
+    def start(self, folder: Path | None) -> None:
+        """Weights go in before they are sharded, moments after. The learning rate is 0 until a step names it:
+        ZeRO-3 takes an empty step to make room for the moments, which must decay nothing."""
+        moments: dict[str, Any] | None = None
+        if folder is not None:
+            weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True, mmap=True)
+            with torch.no_grad():
+                for name, p in self.captioner.whisper.named_parameters():
+                    p.copy_(weights[name])
+            moments = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+        self._frozen = {n: p.detach().clone() for n, p in self._parameters() if not self._names[n]}
+        s = self._schedule
+        adam = torch.optim.AdamW(parameter_groups(self.captioner, s.weight_decay), lr=0.0, betas=s.betas, fused=True)
+        self.model, _ = self._accelerator.prepare(self.captioner, adam)
+        self._zero: Any = self.model.optimizer
+        self._restore(moments)
+
+    def forward(self, micro: Micro) -> Sums:
+        sums: Sums = self.model(micro, self.device)  # DeepSpeed's own autocast
+        return sums
+
+    def update(self, lr: float, loss: float) -> float:
+        """DeepSpeed takes the norm, clips, and leaves out the step itself where the norm is not finite."""
+        for group in self._zero.optimizer.param_groups:
+            group["lr"] = lr
+        engine: Any = self.model
+        engine.step()
+        return float(engine.get_global_grad_norm())
+
+    def clear(self) -> None:
+        """A step clears its gradients itself."""
+
+    def total(self, values: Tensor) -> Tensor:
+        summed = values.to(self.device, copy=True)
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    def wait(self) -> None:
+        torch.distributed.barrier()
+
+    def save(self, folder: Path) -> None:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        weights = self._gather()
+        moments = {key: self._collect(lambda p, key=key: safe_get_full_optimizer_state(p, key)) for key in MOMENTS}
+        if self.rank == 0:
+            torch.save(weights, folder / "weights.pt")
+            torch.save({"step": float(self._adam_state(self._shards()[0])["step"])} | moments, folder / "optimizer.pt")
+
+    def settle(self) -> None:
+        """Process 0 holds the whole model in ordinary tensors afterwards, on the CPU."""
+        whisper = self.captioner.whisper
+        for name, value in self._gather().items():
+            path, _, leaf = name.rpartition(".")
+            setattr(whisper.get_submodule(path), leaf, nn.Parameter(value, requires_grad=self._names[name]))
+        whisper.proj_out.weight = whisper.model.decoder.embed_tokens.weight
+
+    def _gather(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return self._collect(safe_get_full_fp32_param) | (self._frozen if self.rank == 0 else {})
+
+    def _collect(self, whole: Any) -> dict[str, Tensor]:
+        """`whole(parameter)` of each trained one, on process 0; all processes take part."""
+        found = {}
+        for name, p in self._parameters():
+            if self._names[name]:
+                value = whole(p).detach()
+                if self.rank == 0:
+                    found[name] = value.to("cpu", torch.float32, copy=True).view(self._shapes[name])
+        return found
+
+    def _parameters(self) -> list[tuple[str, Any]]:
+        return list(self.captioner.whisper.named_parameters())
+
+    def _shards(self) -> list[Any]:
+        """This process's flat float32 tensors, which AdamW sees."""
+        zero = self._zero
+        return list(zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups)
+
+    def _adam_state(self, shard: Any) -> dict[str, Any]:
+        state: dict[str, Any] = self._zero.optimizer.state[shard]
+        return state
+
+    def _restore(self, moments: dict[str, Any] | None) -> None:
+        """AdamW's state as it was, or as before its first step."""
+        step = moments["step"] if moments else 0.0
+        for shard in self._shards():
+            state = self._adam_state(shard)
+            state["step"] = torch.tensor(step, dtype=torch.float32, device=shard.device)
+            state |= {key: torch.zeros_like(shard) for key in MOMENTS}
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()  # links parameters to their places in the shards
+        for key in MOMENTS if moments else ():
+            for name, p in self._parameters():
+                if self._names[name]:
+                    self._set_moment(p, moments[key][name].to(self.device), key)  # type: ignore[index]
+
+    def _set_moment(self, p: Any, value: Tensor, key: str) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self._stage < 3:
+            return safe_set_full_optimizer_state(p, value, key)  # type: ignore[no-any-return]
+        size = p.ds_tensor.numel()  # shards are padded to one size
+        padded = torch.zeros(size * self.world, device=value.device)
+        padded[: value.numel()] = value.flatten()
+        return safe_set_local_optimizer_state(p, padded[size * self.rank :][:size], key)  # type: ignore[no-any-return]
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        engine: Any = self.model
+        engine.set_gradient_accumulation_boundary(is_boundary=last)
+        engine.backward(loss)
+
+    def _syncing(self, last: bool) -> Any:
+        return Engine._syncing(self, last)
+
+
+def _config(schedule: Schedule, training: Training) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # ours differ from step to step; DeepSpeed only counts with it
+        "gradient_accumulation_steps": 1,  # the loss is divided by the step's tokens already
+        "gradient_clipping": schedule.clip_norm or 0.0,
+        "zero_optimization": {"stage": training.deepspeed_stage, "overlap_comm": torch.cuda.is_available()},
+        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _check() -> None:
+    missing = [name for name in ("accelerate", "deepspeed") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"training.deepspeed_stage asks for {' and '.join(missing)}, not installed here",
+            "pip install 'aut[train]', or set training.deepspeed_stage=0",
+        )
+    if "RANK" not in os.environ:
+        raise ConfigError(
+            "training.deepspeed_stage asks for processes that torchrun started, and this one was not",
+            "use `aut base` or `aut finetune`, which start them, or set training.deepspeed_stage=0",
+        )

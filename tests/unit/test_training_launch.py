@@ -1,0 +1,88 @@
+"""Starting a training's processes: contradictions together, exit codes, and nobody left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from aut.errors import ConfigError
+from aut.training import launch
+from tests.unit.test_training_plan import schedule
+from tests.unit.training_case import settings
+
+CHILD = """
+import os, pathlib, sys, time
+from aut.guard import end_with_parent
+end_with_parent(every_s=0.05)
+folder = pathlib.Path(sys.argv[1])
+(folder / f".{os.environ['RANK']}").write_text(str(os.getpid()))
+(folder / f".{os.environ['RANK']}").rename(folder / os.environ["RANK"])
+time.sleep(120)
+"""
+LAUNCHER = (
+    "import sys; from aut.training.launch import _run; sys.exit(_run([sys.executable, '-c', *sys.argv[1:]], 2, 1))"
+)
+
+
+def test_contradictions_are_listed_together():
+    wrong = schedule(batch=2, betas=(0.9, 1.0), warmup_fraction=1.0)
+    with pytest.raises(ConfigError) as raised:
+        launch.check("finetune", wrong, settings(max_s=40.0, label_smoothing=1.0), 4)
+    for key in ("schedule.batch=2", "betas", "warmup_fraction", "max_s=40", "label_smoothing"):
+        assert key in str(raised.value)
+    launch.check("finetune", schedule(), settings(), 4)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,97,98,99,100,101,102,103,104")
+    with pytest.raises(ConfigError, match="names 9 GPUs"):
+        launch.processes()
+
+
+@pytest.mark.parametrize(("name", "value"), [("AUT_PROCS", "two"), ("AUT_PROCS", "0"), ("AUT_RDZV", "nowhere")])
+def test_wrong_placement_is_named(monkeypatch, name, value):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        launch.processes() if name == "AUT_PROCS" else launch._address(1)
+
+
+def test_several_hosts_need_an_address(monkeypatch):
+    monkeypatch.delenv("AUT_RDZV", raising=False)
+    with pytest.raises(ConfigError, match="AUT_HOSTS=2 without AUT_RDZV"):
+        launch._address(2)
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_the_first_that_failed():
+    code = "import os, sys, time; time.sleep(0 if os.environ['RANK'] == '1' else 60); sys.exit(3)"
+    done = subprocess.run([sys.executable, "-c", LAUNCHER, code], capture_output=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_survives_a_stop(tmp_path, how):
+    starter = subprocess.Popen([sys.executable, "-c", LAUNCHER, CHILD, str(tmp_path)], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not all((tmp_path / rank).exists() for rank in "01") and time.monotonic() < end:
+        time.sleep(0.05)
+    children = [psutil.Process(int((tmp_path / rank).read_text())) for rank in "01"]
+    os.kill(starter.pid, how)
+    assert starter.wait(timeout=60) == (143 if how == signal.SIGTERM else -9)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not [c for c in alive if c.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_busy_port_is_a_clear_error(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("AUT_RDZV", f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="is taken by another program"):
+            launch._address(2)
