@@ -15,13 +15,13 @@ import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from aut.errors import AutError
 from aut.layout import Layout
@@ -36,6 +36,7 @@ from flows.say import say
 
 CORES = os.cpu_count() or 1
 JOBS = int(os.environ.get("AUT_JOBS", CORES))
+THREADS = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=JOBS))  # invariant in its future
 GPU = threading.Semaphore(1)  # one stage a GPU set
 
 
@@ -106,7 +107,7 @@ def _has_gpu() -> bool:
     return Path("/proc/driver/nvidia/version").exists()
 
 
-@flow(name="aut", task_runner=ThreadPoolTaskRunner(max_workers=JOBS), persist_result=False)
+@flow(name="aut", task_runner=THREADS, persist_result=False)
 def aut(
     profile: str = "demo",
     overrides: list[str] | None = None,
@@ -114,14 +115,16 @@ def aut(
     last: str = "register",
     version: str | None = None,
     place: Literal["here", "deployment"] = "here",
+    copy: str | None = None,
 ) -> str:
     """Runs the graph; the parent MLflow run's id. StageFailed names the first stage that failed.
 
+    `copy` names the working copy, by default the profile: overrides that are to be kept apart need one of their own.
     `version` (a number or an alias) brings that version's encoders in first: with first='embed' it is probed again.
     """
     overrides = overrides or []
     checkout = checkout_root()
-    copy = profile if version is None else f"{profile}-v{version}"
+    copy = copy or (profile if version is None else f"{profile}-v{version}")
     with working_copy(checkout, copy, profile, overrides) as (layout, params):
         if version is not None:
             pull_inputs(version, layout)
@@ -150,9 +153,9 @@ def _run_all(stages: list[Stage], run: Run) -> list[Outcome]:
     for group in _groups(stages, run.place == "deployment"):
         waits = [futures[n] for s in group for n in s.needs if n in futures]
         if len(group) == 1 and not (group[0].gpu and run.place == "deployment"):
-            future: PrefectFuture[Any] = reproduce.submit(group[0], run, wait_for=waits)
+            future: PrefectFuture[Any] = reproduce.submit(group[0], run, return_state=False, wait_for=waits)
         else:
-            future = reproduce_elsewhere.submit(group[0].verb, group, run, wait_for=waits)
+            future = reproduce_elsewhere.submit(group[0].verb, group, run, return_state=False, wait_for=waits)
         futures |= {s.name: future for s in group}
     results = [_ended(f) for f in dict.fromkeys(futures.values())]
     for failure in sorted((r for r in results if isinstance(r, BaseException)), key=_ours_first):

@@ -15,9 +15,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import yaml
 from prefect import flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
@@ -39,7 +41,7 @@ def hand_over(stages: Sequence[str], layout: Layout, lineage: Lineage, profile: 
     dvc(layout.root, "push", "--run-cache")
     folder = f"{HANDOVER}/{stages[0].partition('@')[0]}"
     lineage.keep_lock(f"{folder}/start")
-    done = run_deployment(
+    started = run_deployment(
         GPU_DEPLOYMENT,
         parameters={
             "stages": list(stages),
@@ -50,6 +52,7 @@ def hand_over(stages: Sequence[str], layout: Layout, lineage: Lineage, profile: 
             "folder": folder,
         },
     )
+    done = cast(FlowRun, started)  # a coroutine only inside an event loop, which a task's thread has not
     if done.state is None or not done.state.is_completed():
         state = done.state.name if done.state else "lost"
         raise AutError(f"stages {', '.join(stages)} ended {state} on the GPU worker", f"see flow run {done.id}")

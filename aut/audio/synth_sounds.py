@@ -1,6 +1,6 @@
 """Synth sounds: twelve kinds of everyday sound with wide parameters, and captions from the true parameters.
 In    seed, number of the clip
-Out   Rendered; three clips in a row share a source_id and its parameters, as cuts of one recording do
+Out   Rendered; two clips in a row of a probe set share a source_id and its parameters, as cuts of one recording do
 Why   several classes share a spectrum and differ in time (knocks and footsteps, siren and whistles, rain and
       crickets), so mean spectra alone do not name them. Price: stylised; a listener knows they are synthetic.
 Run   see aut/datasets/toy.py

@@ -1,6 +1,6 @@
 """Synth tunes: chords, arpeggios, melodies and beats on ten instruments, with captions from the true parameters.
 In    seed, number of the clip
-Out   Rendered; three clips in a row share a source_id: one song's instrument, key, tempo and texture
+Out   Rendered; two clips in a row of a probe set share a source_id: one song's instrument, key, tempo and texture
 Why   instruments share their harmonics in pairs and differ in attack, decay, vibrato and tremolo, so a mean spectrum
       tells only half. Price: one instrument at a time, equal temperament, no voices.
 Run   see aut/datasets/toy.py

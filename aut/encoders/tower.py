@@ -76,7 +76,7 @@ class WhisperTower(nn.Module):
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         # A given weight: drawing one on the meta device would import torch._dynamo, 1.5 s a process.
         positions = torch.empty(int(config["max_source_positions"]), width)
-        self.embed_positions = nn.Embedding(*positions.shape, _weight=positions)
+        self.embed_positions = nn.Embedding(len(positions), width, _weight=positions)
         self.layers = nn.ModuleList(TowerLayer(config) for _ in range(int(config["encoder_layers"])))
         self.layer_norm = nn.LayerNorm(width)
 
