@@ -32,7 +32,7 @@ def run(
             raise ConfigError(f"--audio {audio} is no folder", "give the folder that holds the corpora")
         os.environ["AUT_DATA"] = str(audio.resolve())
     checkout = Layout(checkout_root())
-    _quiet_prefect(checkout)
+    quiet_prefect(checkout)
     from flows.pipeline import aut as flow
 
     flow(profile=profile, overrides=overrides or [], first=first, last=last)
@@ -44,7 +44,7 @@ def run(
 IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
 
 
-def _quiet_prefect(checkout: Layout) -> None:
+def quiet_prefect(checkout: Layout) -> None:
     """An in-process Prefect keeps its files under AUT_WORK and says only what matters; what you set stays.
 
     CRITICAL, because the in-process server reports its own shutdown as errors; a stage's error is raised, not logged.

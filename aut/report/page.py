@@ -16,32 +16,39 @@ Row = dict[str, Any]
 
 def write_report(evidence: dict[str, Any], folder: Path) -> None:
     """report.html and plots/*.svg for one evidence; the same evidence is the same bytes."""
-    css = resources.files("aut.report").joinpath("page.css").read_text()
     differences = forest(evidence["differences"], "Differences in points, with intervals")
     sections = [
         _verdicts(evidence),
-        _section("Differences", _all_differences(evidence, differences)),
-        _section("Every encoder", _accuracies(evidence)),
-        *([_section("Layer by layer", _layers(evidence["layers"], evidence["a"]))] if evidence["layers"] else []),
-        _section("Against the baselines", _baselines(evidence["beats"])),
-        _section("What would make it vanish", _ablations(evidence["ablations"])),
-        _section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
-        _section("The training mixture", _mixture(evidence["mixture"])),
-        _section("What each arm was trained on", _training(evidence["training"])),
-        *([_section("Speech kept", _speech_kept(evidence))] if evidence["speech_kept"] else []),
-        _section("Leakage", _leakage(evidence["leakage"])),
-        _section("Parity of the exported encoders", _parity(evidence["parity"])),
-        _section("Digests and how to reproduce", _reproduce(evidence)),
+        section("Differences", _all_differences(evidence, differences)),
+        section("Every encoder", _accuracies(evidence)),
+        *([section("Layer by layer", _layers(evidence["layers"], evidence["a"]))] if evidence["layers"] else []),
+        section("Against the baselines", _baselines(evidence["beats"])),
+        section("What would make it vanish", _ablations(evidence["ablations"])),
+        section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
+        section("The training mixture", _mixture(evidence["mixture"])),
+        section("What each arm was trained on", _training(evidence["training"])),
+        *([section("Speech kept", _speech_kept(evidence))] if evidence["speech_kept"] else []),
+        section("Leakage", _leakage(evidence["leakage"])),
+        section("Parity of the exported encoders", _parity(evidence["parity"])),
+        section("Digests and how to reproduce", _reproduce(evidence)),
     ]
     title = f"Evidence: {evidence['a']} against {' and '.join(evidence['against'])}"
-    page = (
+    write_bytes(folder / "report.html", document(title, sections).encode())
+    write_bytes(folder / "plots/differences.svg", _standalone(differences, style()).encode())
+
+
+def style() -> str:
+    return resources.files("aut.report").joinpath("page.css").read_text()
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """A whole page around its sections."""
+    return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{css}</style></head>"
+        f"<title>{escape(title)}</title><style>{style()}</style></head>"
         f"<body><main><h1>{escape(title)}</h1>{''.join(sections)}</main></body></html>\n"
     )
-    write_bytes(folder / "report.html", page.encode())
-    write_bytes(folder / "plots/differences.svg", _standalone(differences, css).encode())
 
 
 def _verdicts(evidence: Row) -> str:
@@ -63,13 +70,13 @@ def _verdict(v: Row) -> str:
 
 def _all_differences(evidence: Row, plot: str) -> str:
     """Plot, what it shows, the table, and by domain where one has several sets."""
-    body = _figure(plot) + _difference_note(evidence) + _differences(evidence["differences"])
+    body = figure(plot) + _difference_note(evidence) + _differences(evidence["differences"])
     several = [r for r in evidence["domains"] if len(r["sets"]) > 1]
     if not several:
         return body
     heads = ("domain", "sets", "difference", "points", "interval")
     cells = ([r["domain"], ", ".join(r["sets"]), *_difference_cells(r | {"set": ""})[2:]] for r in several)
-    return body + "<h3>By domain, each set counting alike</h3>" + _table(heads, cells)
+    return body + "<h3>By domain, each set counting alike</h3>" + table(heads, cells)
 
 
 def _difference_note(evidence: Row) -> str:
@@ -85,7 +92,7 @@ def _difference_note(evidence: Row) -> str:
 def _differences(rows: Sequence[Row]) -> str:
     counts = ("mdd", "h", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact)")
     heads = ("set", "domain", "difference", "points", "interval", "p", "p (Holm)", *counts)
-    return _table(heads, ([*_difference_cells(r), *_test_cells(r)] for r in rows))
+    return table(heads, ([*_difference_cells(r), *_test_cells(r)] for r in rows))
 
 
 def _difference_cells(r: Row) -> list[str]:
@@ -110,7 +117,7 @@ def _test_cells(r: Row) -> list[str]:
 
 def _accuracies(evidence: Row) -> str:
     heads = ("set", "protocol", "pooling", "classifier", "encoder", "accuracy %", "interval", "each seed")
-    return _table(
+    return table(
         heads,
         (
             [
@@ -136,7 +143,7 @@ def _layers(rows: Sequence[Row], a: str) -> str:
         name = f"{r['set']}: {r['protocol']}, {pooling} pooling, {r['variant']}"
         figures.setdefault(name, {}).setdefault(r["encoder"], {})[r["layer"]] = r["accuracy"]
     return "".join(
-        f"<h3>{escape(n)}</h3>" + _figure(curves(s, f"{n}, accuracy by layer")) + _by_layer(s)
+        f"<h3>{escape(n)}</h3>" + figure(curves(s, f"{n}, accuracy by layer")) + _by_layer(s)
         for n, s in figures.items()
     )
 
@@ -144,7 +151,7 @@ def _layers(rows: Sequence[Row], a: str) -> str:
 def _by_layer(series: dict[str, dict[int, float]]) -> str:
     layers = sorted({n for points in series.values() for n in points})
     cells = ([e, *(f"{points[n]:.1f}" if n in points else "" for n in layers)] for e, points in series.items())
-    return _details("the numbers", _table(("encoder, % by layer", *map(str, layers)), cells))
+    return _details("the numbers", table(("encoder, % by layer", *map(str, layers)), cells))
 
 
 def _baselines(rows: Sequence[Row]) -> str:
@@ -154,7 +161,7 @@ def _baselines(rows: Sequence[Row]) -> str:
     told = "It beats every baseline." if not lost else f"It does not beat, beyond chance: {', '.join(lost)}."
     heads = ("set", "domain", "difference", "points", "interval", "beaten")
     cells = ([*_difference_cells(r), "yes" if r["low"] > 0 else "NO"] for r in rows)
-    return f"<p>{escape(told)} Not corrected for the number of baselines.</p>" + _table(heads, cells)
+    return f"<p>{escape(told)} Not corrected for the number of baselines.</p>" + table(heads, cells)
 
 
 def _ablations(rows: Sequence[Row]) -> str:
@@ -164,7 +171,7 @@ def _ablations(rows: Sequence[Row]) -> str:
         [r["ablation"], *([*_difference_cells(r), _again(r)] if "diff" in r else [r["set"], r["domain"], *[""] * 4])]
         for r in rows
     )
-    return _table(heads, cells)
+    return table(heads, cells)
 
 
 def _again(r: Row) -> str:
@@ -186,7 +193,7 @@ def _classes(name: str, facts: Row, a: str) -> str:
     )
     return (
         f"<h3>{escape(name)}</h3>"
-        + _table(("class", f"{a} %", f"{rival} %", "difference", "clips"), rows)
+        + table(("class", f"{a} %", f"{rival} %", "difference", "clips"), rows)
         + f"<p>Most confused by {escape(a)}: {escape(confused) or 'nothing'}.</p>{changed}"
     )
 
@@ -194,7 +201,7 @@ def _classes(name: str, facts: Row, a: str) -> str:
 def _mixture(facts: Row) -> str:
     shares = {name: float(v["share"]) for name, v in facts["domain"].items()}
     told = f"<p>{facts['rows']:,} rows an epoch, digest <code>{escape(facts['digest'])}</code>.</p>"
-    return told + _figure(bars(shares, "Share of each domain")) + "".join(_composition(facts, kind) for kind in KINDS)
+    return told + figure(bars(shares, "Share of each domain")) + "".join(_composition(facts, kind) for kind in KINDS)
 
 
 KINDS = {"domain": "domain", "source": "source", "licence": "licence", "text_origin": "text from", "duration": "length"}
@@ -203,13 +210,13 @@ KINDS = {"domain": "domain", "source": "source", "licence": "licence", "text_ori
 def _composition(facts: Row, kind: str) -> str:
     """Distinct clips and hours, and share of the epoch's rows, by one property."""
     rows = ([n, f"{v['clips']:,}", f"{v['hours']:.2f}", f"{100 * v['share']:.2f} %"] for n, v in facts[kind].items())
-    return _table((KINDS[kind], "clips", "hours", "share of rows"), rows)
+    return table((KINDS[kind], "clips", "hours", "share of rows"), rows)
 
 
 def _training(facts: dict[str, Row]) -> str:
     """What each arm was given: the control must equal the adapted arm in steps and valid seconds."""
     heads = ("encoder", "steps", "clips", "valid audio, s", "target tokens", "final loss")
-    return _table(
+    return table(
         heads,
         (
             [
@@ -238,7 +245,7 @@ def _speech_kept(evidence: Row) -> str:
     return (
         "<p>Word error rate, greedy, on speech held out of the fine-tune, with the decoder that is dropped afterwards; "
         f"{100 * evidence['level']:g} % intervals, whole recordings resampled. Above zero, speech was lost.</p>"
-        + _table(heads, rows)
+        + table(heads, rows)
     )
 
 
@@ -251,12 +258,12 @@ def _leakage(report: Row) -> str:
     rows = (
         [d, f"{v['pool']:,}", f"{v['flagged']:,}", f"{100 * v['fraction']:.3f} %"] for d, v in report["domains"].items()
     )
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _parity(rows: dict[str, Row]) -> str:
     heads = ("encoder", "worst difference to transformers", "allowed", "passed", "drop-in loads")
-    return _table(
+    return table(
         heads,
         (
             [n, f"{v['max_error']:.2g}", f"{v['atol']:.2g}", _yes(v["passed"]), _yes(v["drop_in"])]
@@ -273,11 +280,11 @@ def _reproduce(evidence: Row) -> str:
         "<p>The tags of the MLflow run and of the model version name the commit. At that commit:</p>"
         f"<pre>make setup\n.venv/bin/aut run --profile {escape(evidence['profile'])}   # everything again\n"
         ".venv/bin/aut restore VERSION   # or: everything back, nothing computed</pre>"
-        + _table(("encoder", "digest of weights and preprocessing"), ([e, d] for e, d in rows))
+        + table(("encoder", "digest of weights and preprocessing"), ([e, d] for e, d in rows))
     )
 
 
-def _figure(svg: str) -> str:
+def figure(svg: str) -> str:
     """A drawing keeps its size on a phone and is moved sideways, so that its words stay readable."""
     return f"<div class='scroll'>{svg}</div>" if svg else ""
 
@@ -290,11 +297,11 @@ def _yes(value: bool) -> str:
     return "yes" if value else "NO"
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th scope='col'>{escape(h)}</th>" for h in heads)
     body = "".join(
         "<tr>"

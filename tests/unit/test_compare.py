@@ -20,6 +20,7 @@ from aut.layout import Layout
 from aut.report.figures import curves
 from aut.report.page import write_report
 from aut.report.predictions import load_views
+from aut.report.sweep import Variant, compare_variants, write_sweep
 from aut.stages.compare import build_evidence, compare
 from tests.unit.compare_fixture import CLIPS, ENCODERS, LABELS, SETS, params_of, predictions, transcribed, write_tree
 
@@ -269,3 +270,32 @@ def test_seeds_that_transcribed_other_clips_are_refused(tmp_path: Path) -> None:
     write_json(layout.encoder("adapted-1") / "speech.json", {"clips": transcribed("adapted-1")[1:]})
     with pytest.raises(DataError, match="the seeds of adapted transcribed different clips"):
         build_evidence(params_of(), layout)
+
+
+def test_a_sweep_compares_variants_clip_by_clip(tree: Layout, tmp_path: Path) -> None:
+    """The second variant is the first with a better arm: paired on the same clips, Holm over both sets."""
+    other = write_tree(tmp_path / "other")
+    for name in SETS:  # both seeds right wherever seed 0 was
+        for encoder in ("adapted-0", "adapted-1"):
+            frame = predictions(name, "adapted-0")
+            frame.write_parquet(other.probe(encoder, name) / "predictions.parquet")
+    found = compare_variants([Variant("profile", params_of(), tree), Variant("<more>", params_of(), other)])
+    zero, one = correct(WORDS, "adapted-0"), correct(WORDS, "adapted-1")
+    (row,) = [r for r in found["differences"] if r["set"] == WORDS]
+    assert row["diff"] == pytest.approx(100 * (zero - (zero + one) / 2).mean(), abs=0.01)
+    assert [r["p_holm"] for r in found["differences"]] == pytest.approx(
+        stats.holm([r["p"] for r in found["differences"]]).tolist()
+    )
+    write_sweep(found, tmp_path / "out")
+    text = (tmp_path / "out/report.html").read_text()
+    assert "&lt;more&gt;" in text
+    assert "<more>" not in text
+    assert read_json(tmp_path / "out/sweep.json") == found
+
+
+def test_a_sweep_over_what_is_tested_is_refused(tree: Layout, tmp_path: Path) -> None:
+    other = write_tree(tmp_path)
+    for encoder in ENCODERS:
+        predictions(SOUNDS, encoder, CLIPS - 3).write_parquet(other.probe(encoder, SOUNDS) / "predictions.parquet")
+    with pytest.raises(DataError, match=r"'profile' was tested on 60 clips .* and 'fewer' on 57"):
+        compare_variants([Variant("profile", params_of(), tree), Variant("fewer", params_of(), other)])
