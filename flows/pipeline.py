@@ -115,16 +115,16 @@ def aut(
     last: str = "register",
     version: str | None = None,
     place: Literal["here", "deployment"] = "here",
-    copy: str | None = None,
+    copy_name: str | None = None,
 ) -> str:
     """Runs the graph; the parent MLflow run's id. StageFailed names the first stage that failed.
 
-    `copy` names the working copy, by default the profile: overrides that are to be kept apart need one of their own.
+    `copy_name` names the working copy, by default the profile: overrides to be kept apart need one of their own.
     `version` (a number or an alias) brings that version's encoders in first: with first='embed' it is probed again.
     """
     overrides = overrides or []
     checkout = checkout_root()
-    copy = copy or (profile if version is None else f"{profile}-v{version}")
+    copy = copy_name or (profile if version is None else f"{profile}-v{version}")
     with working_copy(checkout, copy, profile, overrides) as (layout, params):
         if version is not None:
             pull_inputs(version, layout)

@@ -37,7 +37,7 @@ def sweep(
         own = [o.strip() for o in name.split(" & ")] if name in sets else []
         overrides = [*(shared or []), *own]
         copy = f"{profile}-sweep-{digest_json(overrides)[:8]}"
-        flow(profile=profile, overrides=overrides, last="compare", copy=copy)
+        flow(profile=profile, overrides=overrides, last="compare", copy_name=copy)
         layout = Layout(checkout.work / "copies" / copy)
         variants.append(Variant(name, read_params(layout.params), layout))
     folder = checkout.work / "sweeps" / f"{profile}-{digest_json([*(shared or []), *sets])[:8]}"
