@@ -71,7 +71,9 @@ def write_sweep(found: dict[str, Any], folder: Path) -> None:
         f"clips, correctness averaged over seeds, {100 * found['level']:g} % intervals, whole recordings resampled, p "
         "corrected by Holm over this table.</p>"
     )
-    quotas = ([n, *(f"{d} {100 * x:g} %" for d, x in q.items())] for n, q in found["variants"].items())
+    number = {name: str(n) for n, name in enumerate(found["variants"])}
+    domains = list(found["variants"][reference])
+    quotas = ([number[n], n, *(f"{100 * q[d]:g} %" for d in domains)] for n, q in found["variants"].items())
     heads = ("set", "variant", "points", "interval", "p (Holm)", "mdd", "clips")
     rows = (
         [
@@ -86,12 +88,13 @@ def write_sweep(found: dict[str, Any], folder: Path) -> None:
         for r in found["differences"]
     )
     each = ([r["set"], r["variant"], f"{r['accuracy']:.2f}", _span(r, ".2f")] for r in found["accuracies"])
-    plot = figure(forest(found["differences"], "Differences between the variants, in points"))
+    drawn = [r | {"a": f"variant {number[r['a']]}", "b": f"variant {number[r['b']]}"} for r in found["differences"]]
+    plot = figure(forest(drawn, "Differences between the variants, in points"))
     sections = [
         note,
         section("Differences", plot + table(heads, rows)),
         section("Accuracy", table(("set", "variant", "accuracy %", "interval"), each)),
-        section("Quotas of the mixture", table(("variant", "first", "second", "third"), quotas)),
+        section("Variants and their mixtures", table(("number", "variant", *domains), quotas)),
     ]
     write_bytes(folder / "report.html", document(f"Sweep of the profile {found['profile']}", sections).encode())
 
