@@ -23,6 +23,7 @@ from aut.errors import ConfigError, MissingInput
 from aut.files import digest_file, replacing
 from aut.layout import Layout
 from aut.order import Order
+from aut.training.checkpoint import discard
 from aut.training.job import (
     Job,
     empty_draft,
@@ -67,6 +68,7 @@ def finetune(params: Params, layout: Layout, track: Tracker, arm: str, seed: int
                 del whisper  # speech is measured from what was saved
                 facts |= write_speech(draft, base, job.held_out, source_roots(params, layout), job.training)
             write_curve(layout.plot("finetune", job.name), state)
+            discard(work)
     return facts
 
 
