@@ -36,7 +36,9 @@ from flows.say import say
 
 CORES = os.cpu_count() or 1
 JOBS = int(os.environ.get("AUT_JOBS", CORES))
-THREADS = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=JOBS))  # invariant in its future
+SLOTS = threading.Semaphore(JOBS)
+# A task that waits for another holds a thread, so threads are many and SLOTS bounds the stages that run.
+THREADS = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=256))  # invariant in its future
 GPU = threading.Semaphore(1)  # one stage a GPU set
 
 
@@ -59,12 +61,11 @@ class Run:
     log: Path
     dirty: set[str]
 
-    def limits(self, stage: Stage) -> dict[str, str]:
-        """Threads of a stage: all cores for the base, which runs alone, else a fair share."""
-        threads = CORES if stage.verb == "base" else max(1, CORES // JOBS)
-        count = str(threads)
+    def limits(self) -> dict[str, str]:
+        """The environment of a stage. A fair share of the cores: small models gain nothing from a second thread."""
+        threads = str(max(1, CORES // JOBS))
         # Passive: a thread that spins while it waits takes the core from the stage beside it.
-        return self.env | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
+        return self.env | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
 
     def may_skip(self, stage: Stage) -> bool:
         """Whether neither the stage nor anything it needs has moved since it last ran."""
@@ -83,10 +84,8 @@ def reproduce(stage: Stage, run: Run) -> Outcome:
     """One stage of the graph."""
     if run.may_skip(stage):
         return Outcome(stage.name, "cached", 0.0)
-    with GPU if stage.gpu and _has_gpu() else nullcontext():
-        outcome = reproduce_stage(
-            run.layout.root, stage.name, run.limits(stage), run.log / f"{stage.name}.log", say.line
-        )
+    with GPU if stage.gpu and _has_gpu() else nullcontext(), SLOTS:
+        outcome = reproduce_stage(run.layout.root, stage.name, run.limits(), run.log / f"{stage.name}.log", say.line)
     if outcome.how == "ran":
         run.dirty.add(stage.name)
     say.outcome(outcome)
