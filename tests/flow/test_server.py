@@ -68,7 +68,9 @@ def wait_for(url: str, seconds: float = 90) -> None:
 def test_a_deployment_runs_on_a_worker(tmp_path):
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
-    place = make_place(tmp_path, PREFECT_API_URL=api, PREFECT_HOME=str(tmp_path / "prefect"))
+    place = make_place(
+        tmp_path, PREFECT_API_URL=api, PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false"
+    )
     for folder in (place.work, tmp_path / "prefect"):
         folder.mkdir()
     with service(
@@ -78,7 +80,9 @@ def test_a_deployment_runs_on_a_worker(tmp_path):
         assert "aut-stage/gpu" in place.command("aut", "deploy")
         with service(place, tmp_path / "worker.log", "prefect", "worker", "start", "--pool", "cpu"):
             parameters = ["-p", "profile=tiny", "-p", 'overrides=["probe.knn=5"]']
-            place.command("prefect", "deployment", "run", "aut/finetune", *parameters, "--watch", "--timeout", "540")
+            place.command(
+                "prefect", "deployment", "run", "aut/finetune", *parameters, "--watch", "--watch-timeout", "540"
+            )
     registered = json.loads((place.copy / "reports/register/registered.json").read_text())
     assert registered["version"] == "1"
     log = (tmp_path / "worker.log").read_text()
