@@ -28,6 +28,7 @@ from aut.errors import AutError, ConfigError
 from aut.files import write_bytes
 from aut.layout import Layout
 from aut.workcopy import checkout_root, command, revision, working_copy
+from flows.graph import read_graph
 from flows.lineage import Lineage
 from flows.reproduce import reproduce_stage
 from flows.say import say
@@ -70,6 +71,9 @@ def aut_stage(stages: list[str], profile: str, overrides: list[str], commit: str
         uri = tracking.resolve_uri(tracking.embedded_uri(layout))
         lineage = Lineage(uri, parent_run, layout, flow_run.get_id() or "")
         write_bytes(layout.root / "dvc.lock", lineage.fetch_lock(f"{folder}/start"))
+        needs = {n for s in read_graph(layout.root) if s.name in stages for n in s.needs} - set(stages)
+        # By name: `repro --pull` cannot fetch a dependency that is a folder above several outputs, like data/index/speech.
+        dvc(layout.root, "pull", *sorted(needs))
         log = layout.work / "logs" / f"{profile}-stages"
         with lineage.shipping(part=lineage.flow_run) as env:
             for stage in stages:  # one after the other: each may take the whole GPU set
