@@ -72,7 +72,7 @@ def aut_stage(stages: list[str], profile: str, overrides: list[str], commit: str
         lineage = Lineage(uri, parent_run, layout, flow_run.get_id() or "")
         write_bytes(layout.root / "dvc.lock", lineage.fetch_lock(f"{folder}/start"))
         needs = {n for s in read_graph(layout.root) if s.name in stages for n in s.needs} - set(stages)
-        # By name: `repro --pull` cannot fetch a dependency that is a folder above several outputs, like data/index/speech.
+        # By name: `repro --pull` cannot fetch a dependency that is a folder above outputs, like data/index/speech.
         dvc(layout.root, "pull", *sorted(needs))
         log = layout.work / "logs" / f"{profile}-stages"
         with lineage.shipping(part=lineage.flow_run) as env:
