@@ -1,7 +1,4 @@
-"""A real Prefect server and a real worker: `prefect deployment run aut/finetune` completes, GPU stages handed over.
-
-There is no GPU here, so `aut-stage/gpu` points at the pool `cpu`: the hand-over (push, lock, pull) is the same.
-"""
+"""A real Prefect server and a real worker: `prefect deployment run aut/finetune` completes."""
 
 from __future__ import annotations
 
@@ -87,5 +84,3 @@ def test_a_deployment_runs_on_a_worker(tmp_path):
     assert registered["version"] == "1"
     log = (tmp_path / "worker.log").read_text()
     assert "Completed" in log
-    handed = place.work / "copies/tiny-stages/models/adapted-0/model.safetensors"
-    assert handed.read_bytes() == (place.copy / "models/adapted-0/model.safetensors").read_bytes()
