@@ -13,7 +13,8 @@ Why   a pull needs dvc.lock; a group (all of `base`, all of `embed`) goes over a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -41,7 +42,8 @@ def hand_over(stages: Sequence[str], layout: Layout, lineage: Lineage, profile: 
     """Runs a group of stages as the deployment `aut-stage/gpu` and takes its results in."""
     dvc(layout.root, "push", "--run-cache")
     folder = f"{HANDOVER}/{stages[0].partition('@')[0]}"
-    lineage.keep_lock(f"{folder}/start")
+    with locked_repo(layout.root):  # a stage beside us may be writing it
+        lineage.keep_lock(f"{folder}/start")
     started = run_deployment(
         GPU_DEPLOYMENT,
         parameters={
@@ -84,14 +86,21 @@ def aut_stage(stages: list[str], profile: str, overrides: list[str], commit: str
 
 def merge_lock(root: Path, theirs: bytes, stages: Sequence[str]) -> None:
     """Takes the entries of `stages` from another dvc.lock, holding DVC's own lock meanwhile."""
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo, repo.lock:
+    with locked_repo(root):
         path = root / "dvc.lock"
         ours = yaml.safe_load(path.read_text())
         other = yaml.safe_load(theirs)["stages"]
         ours["stages"] |= {name: other[name] for name in stages}
         write_bytes(path, yaml.safe_dump(ours, sort_keys=False).encode())
+
+
+@contextmanager
+def locked_repo(root: Path) -> Iterator[None]:
+    """DVC's own lock of a working copy: it rewrites dvc.lock in place, so a reader could see half of it."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo, repo.lock:
+        yield
 
 
 def dvc(root: Path, *args: str) -> str:
