@@ -33,7 +33,7 @@ def test_seeds_multiply_the_encoders(tmp_path):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("mixture.quota.speech=0.7", "mixture: quota sums to 0.9, must sum to 1"),
+        ("mixture.quota.speech=0.5", "mixture: quota sums to 0.9, must sum to 1"),
         ("+mixture.rowz=3", "mixture.rowz: unknown key"),
         ("mixture.rows=many", "mixture.rows"),
         ("mixture.window=7", "not a whole number of rows in a window of 7"),
