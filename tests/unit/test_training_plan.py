@@ -47,7 +47,8 @@ def test_the_control_has_as_many_seconds_and_not_a_clip_more(all_s, own_s):
     wanted_s = seconds(mixture, full.clips, 30.0)
     assert own.steps == full.steps
     assert seconds(speech, own.clips, 30.0) >= wanted_s * (1 - 1e-12)
-    assert own.clips == full.steps or seconds(speech, own.clips - 1, 30.0) < wanted_s
+    # Sums over other blocks differ in their last bits, on this side as on the other.
+    assert own.clips == full.steps or seconds(speech, own.clips - 1, 30.0) < wanted_s * (1 + 1e-12)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
