@@ -147,7 +147,7 @@ def publish_version(uri: str, work: Path, folder: Path, passed: bool = True) -> 
         weights=facts["digest"],
         tree=digest_tree(folder / "encoder"),
         evidence=digest_file(folder / "evidence.json"),
-        verdicts=(Verdict("gain", passed, True, "made for a test"),),
+        verdicts=(Verdict("gain", passed, "made for a test"),),
         lineage={},
         card="# a version",
     )

@@ -128,6 +128,7 @@ def test_a_guarded_server_asks_for_its_key_once(page, guarded, tmp_path):
     page.until("document.querySelector('#facts').children.length > 0")
     page.choose("#file", clip)
     page.until("document.querySelector('#status').innerText.startsWith('Done')")
+    assert page.run("document.querySelector('#key').hidden") is True, "it asked for the key again"
 
 
 def test_every_control_is_reached_by_keyboard_and_has_a_name(page, address):
