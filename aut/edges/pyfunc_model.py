@@ -10,9 +10,8 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 import mlflow
+import pandas as pd
 
 
 class EncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

@@ -87,9 +87,8 @@ def mlflow_module() -> Any:
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its dependencies, at import
-        import mlflow.tracking
-
         import mlflow
+        import mlflow.tracking
     quiet()
     return mlflow
 
