@@ -12,6 +12,7 @@ Run   python -m benchmarks.screen --quick
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,12 +189,23 @@ def proof(mine: Profile, theirs: Profile, at: int, frame: int, min_match_s: floa
 
 def _agreement(mine: Profile, theirs: Profile, first: float, rate: float, k: float) -> tuple[float, float]:
     """(score, first): frame i of mine against frame `first + rate * i` of theirs."""
-    start = max(0, int(np.ceil(-first / rate)))
+    start = max(0, math.ceil(-first / rate))
     stop = min(len(mine.moves), int((len(theirs.moves) - 1 - first) // rate) + 1)
     if stop <= start:
         return 0.0, first
-    rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64).clip(0, len(theirs.moves) - 1)
+    low, high = _row(theirs, first + start * rate), _row(theirs, first + (stop - 1) * rate)
+    rows: slice | NDArray[np.int64] = slice(low, high + 1)  # at their own speed a view: nine in ten calls
+    if rate != 1.0:
+        rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64)
+        rows[0], rows[-1] = low, high
     c = float(np.vdot(mine.moves[start:stop], theirs.moves[rows]))
-    energy = (mine.energy[stop] - mine.energy[start]) * (theirs.energy[rows[-1] + 1] - theirs.energy[rows[0]])
-    g = max(float(energy), 1.0) ** 0.5
+    energy = (mine.energy.item(stop) - mine.energy.item(start)) * (
+        theirs.energy.item(high + 1) - theirs.energy.item(low)
+    )
+    g = max(energy, 1.0) ** 0.5
     return min(max(c / (g * (g + k)) ** 0.5, 0.0), 1.0), first
+
+
+def _row(profile: Profile, at: float) -> int:
+    """The frame nearest to `at`; ends round inwards."""
+    return min(max(round(at), 0), len(profile.moves) - 1)
