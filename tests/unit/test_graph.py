@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from flows.graph import STAGES, read_graph, select
 from flows.pipeline import _groups
 
@@ -32,3 +34,15 @@ def test_gpu_stages_travel_together_and_only_elsewhere():
     for group in groups:  # a group may start once all groups before it have ended
         assert {n for s in group for n in s.needs} <= done
         done |= {s.name for s in group}
+
+
+def test_one_more_item_of_a_matrix_leaves_the_others_as_they_are():
+    """A stage made once an item depends on no list of items: `finetune.seeds=[0,1]` must not train seed 0 again."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    several = {name: s for name, s in stages.items() if "matrix" in s or "foreach" in s}
+    assert {"base", "finetune", "export", "embed", "probe"} <= several.keys()
+    for name, stage in several.items():
+        lists = stage["matrix"].values() if "matrix" in stage else [stage["foreach"]]
+        taken = stage.get("do", stage).get("params", [])
+        for keys in (text.strip("${}") for text in lists):
+            assert not [p for p in taken if keys == p or keys.startswith(f"{p}.")], name
