@@ -5,7 +5,7 @@ Out   cards, a Check, data/corpora/<source>.json: files, bytes, and a digest ove
       contents of metadata files (tables, lists, transcripts, published checksums)
 Why   a corpus of 20M files is no DVC dependency: hashing it costs a day. Digests of single files are added up, so their
       order does not matter and memory stays that of one folder's handle. Price: audio that was replaced by other audio
-      of the same size goes unseen.
+      of the same size goes unseen here; `index`, when it runs, refuses it.
 Run   aut sources; aut sources check PATH; aut sources scan
 """
 
@@ -23,7 +23,7 @@ from aut.config import Params
 from aut.contracts import Card, Clip
 from aut.datasets import check_options, is_generated, list_clips, names, open_dataset
 from aut.errors import DataError, MissingInput
-from aut.files import digest_json, write_json
+from aut.files import digest_json, read_json, write_json
 from aut.layout import Layout
 from aut.progress import progress
 
@@ -108,8 +108,11 @@ def _refusal(root: Path, clip: Clip) -> tuple[str, str]:
         return "missing", f"{clip.uri} is not there"
 
 
-def scan(params: Params, layout: Layout, source: str) -> dict[str, Any]:
-    """Writes and returns the inventory of a source. DataError where its folder holds no file."""
+def scan(params: Params, layout: Layout, source: str, accept_changed: bool = False) -> dict[str, Any]:
+    """Writes and returns the inventory of a source. DataError where its folder holds no file.
+
+    `accept_changed` begins a new edition: files may hold other audio under their old names, so ids do too.
+    """
     if source not in params.sources:
         raise DataError(f"params name no source '{source}'", f"choose one of {', '.join(sorted(params.sources))}")
     s = params.sources[source]
@@ -121,8 +124,15 @@ def scan(params: Params, layout: Layout, source: str) -> dict[str, Any]:
     else:
         found = _inventory(layout.corpus_root(s.dataset, s.path), source)
     inventory = {"source": source, "dataset": s.dataset, **found}
+    if edition := _edition(layout.corpus(source)) + accept_changed:
+        inventory["edition"] = edition
     write_json(layout.corpus(source), inventory)
     return inventory
+
+
+def _edition(inventory: Path) -> int:
+    """How often changes under old names were accepted; kept from scan to scan."""
+    return int(read_json(inventory).get("edition", 0)) if inventory.exists() else 0
 
 
 def _inventory(root: Path, source: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import date
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+PEERS = Path(__file__).parent / "peers"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -25,6 +27,23 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def peer(script: str, *words: object) -> dict[str, float] | None:
+    """The last line of a script of peers/, run by the peers' own interpreter; None, and said, where it cannot run."""
+    python = Path(os.environ.get("AUT_PEERS") or PEERS / ".venv") / "bin/python"
+    if not python.exists():
+        say(f"peer missing: {script} (see benchmarks/peers/README.md)")
+        return None
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, PEERS / script, *map(str, words)], capture_output=True, text=True, check=False, env=own
+    )
+    if done.returncode:
+        say(f"peer missing: {script}: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def machine(*packages: str) -> dict[str, str]:

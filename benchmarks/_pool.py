@@ -20,7 +20,7 @@ from aut.contracts import INDEX_SCHEMA
 from aut.layout import Layout
 from aut.units import Domain
 
-PART_ROWS = 500_000
+PART_ROWS, GROUP_ROWS = 500_000, 16_384  # groups as the index stage writes them
 SENTENCE = (
     "a the of rain dog barks slowly while man speaks over music guitar piano and someone near distant engine hums "
     "water falls bright loud quiet steady wind leaves birds sing crowd cheers child laughs door closes bell rings"
@@ -65,7 +65,8 @@ def source(layout: Layout, domain: Domain, name: str, rows: int, seed: int = 0, 
         table = _table(domain, name, start, count, np.random.default_rng([seed, start]))
         if recaption:
             table = _recaption(table, np.arange(start, start + count), rows, recaption)
-        pq.write_table(table, folder / f"part-{number:05d}.parquet", compression="zstd", compression_level=1)
+        path = folder / f"part-{number:05d}.parquet"
+        pq.write_table(table, path, row_group_size=GROUP_ROWS, compression="zstd", compression_level=1)
 
 
 def block(layout: Layout, ids: Sequence[str]) -> None:

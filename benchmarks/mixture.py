@@ -1,10 +1,10 @@
 """Mixture: select 20M of 24.5M rows with 100,000 blocked; digest, stats and parts written.
 
-In    a synthetic index (benchmarks/pool.py), made first and not timed
+In    a synthetic index (benchmarks/_pool.py), made first and not timed
 Out   rows_per_s, peak_rss_gb of the stage's own process; ratio_hf, ratio_lhotse where the peers are installed
 Why   peers mix one row at a time in Python; the stage works on columns. Peers write a smaller number of rows of the
       same columns in the same run, and are compared by rows a second: both are linear in rows.
-Run   python -m benchmarks.mixture [--quick] [--keep FOLDER]; peers: see benchmarks/peers/README.md
+Run   python -m benchmarks.mixture [--quick] [--keep] [--folder FOLDER]; peers: see benchmarks/peers/README.md
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aut.contracts import Silent
 from aut.layout import Layout
 from aut.units import Domain
 from benchmarks import _pool as pool
-from benchmarks._common import arguments, finish, machine, say
+from benchmarks._common import arguments, finish, machine, peer, say
 
 HERE = Path(__file__).parent
 FULL: dict[Domain, dict[str, int]] = {
@@ -70,20 +70,9 @@ def apart(root: Path, shrink: int) -> dict[str, float]:
 
 
 def peers(root: Path, rows: int) -> dict[str, float]:
-    """Rows a second of each peer that its interpreter can import; missing ones are named on stderr."""
-    python = Path(os.environ.get("AUT_PEERS") or HERE / "peers/.venv") / "bin/python"
-    found: dict[str, float] = {}
-    for name in ("hf", "lhotse"):
-        if not python.exists():
-            say(f"peer missing: {name} (see benchmarks/peers/README.md)")
-            continue
-        script = HERE / "peers" / f"mix_{name}.py"
-        done = subprocess.run([python, script, root, str(rows)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            say(f"peer missing: {name}: {done.stderr.strip().splitlines()[-1:]}")
-            continue
-        found[name] = float(json.loads(done.stdout.splitlines()[-1])["rows_per_s"])
-    return found
+    """Rows a second of each peer that can run here."""
+    found = {name: peer(f"mix_{name}.py", root, rows) for name in ("hf", "lhotse")}
+    return {name: line["rows_per_s"] for name, line in found.items() if line}
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Order: locators a second, full rows a second read in order, and the time to begin at row 19,000,000 of 20M.
 
-In    a mixture made from a synthetic index (benchmarks/pool.py); for locators and --quick's restore also an order of
-      20M rows whose files are never opened, since both are arithmetic
-Out   rows_per_s (locators), rows_full_per_s, restore_s (open, locate 256 positions), first_rows_s (also read)
+In    a mixture made from a synthetic index (benchmarks/_pool.py); for the locators an order of 20M rows whose files are
+      never opened, since they are arithmetic
+Out   rows_per_s (locators), rows_full_per_s, restore_s (open, locate 256 positions), first_rows_s (also read);
+      restore_lhotse_s (state loaded, first batch of 256 cuts, at row 95,000 of 100,000, --quick 19,000 of 20,000)
 Why   a training that resumes must not replay, and a loader must not wait for names of clips
-Run   python -m benchmarks.order [--quick] [--mixture FOLDER of a 20M mixture]
+Run   python -m benchmarks.order [--quick] [--keep] [--folder FOLDER that benchmarks.mixture was given]
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from aut.order import Order, Part, Shelf, pattern
-from benchmarks._common import arguments, finish, machine, say
-from benchmarks.mixture import QUICK, build, stage
+from benchmarks._common import arguments, finish, machine, peer, say
+from benchmarks.mixture import PEER_ROWS, QUICK, apart, build
 
 ROWS, RESTORE_AT, BATCH, CALL = 20_000_000, 19_000_000, 256, 1 << 16
 PARTS = 256
@@ -84,18 +85,24 @@ def measure(folder: Path, quick: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--mixture", type=Path, help="an existing data/mixture")
+    parser.add_argument("--folder", type=Path, help="has an index, or a mixture too, and is used again")
     args = parser.parse_args()
+    shrink = QUICK if args.quick else 1
     with tempfile.TemporaryDirectory() as temporary:
-        if args.mixture is None:
-            shrink = QUICK if args.quick else 1
-            build(Path(temporary), shrink)
-            say(f"mixture made: {stage(Path(temporary), shrink)}")
-        figures = measure(args.mixture or Path(temporary) / "data/mixture", args.quick)
+        root = args.folder or Path(temporary)
+        if not (root / "data/screen/blocklist.parquet").exists():
+            build(root, shrink)
+        if not (root / "data/mixture/mixture.json").exists():
+            say(f"mixture made: {apart(root, shrink)}")
+        figures = measure(root / "data/mixture", args.quick)
+        say("lhotse")
+        theirs = peer("order_lhotse.py", root, PEER_ROWS[args.quick])
+    if theirs:
+        figures["restore_lhotse_s"] = theirs["restore_s"]
     facts = {
         "machine": machine("numpy", "pyarrow"),
         "load_average_1min": round(os.getloadavg()[0], 1),
-        "peer": "none installed",
+        "peer": theirs or "not installed",
     }
     finish("order", figures, args.keep, facts)
 

@@ -1,6 +1,6 @@
 """Versioning: bytes that DVC would upload after a change to the mixture, and `dvc status` when nothing changed.
 
-In    a synthetic index (benchmarks/pool.py) with one source of 1 % of the mixture
+In    a synthetic index (benchmarks/_pool.py) with one source of 1 % of the mixture
 Out   add_source_pct (a source of 1 % added), recaption_pct (a 1 % source re-captioned), block_pct (0.05 % of the rows
       blocked), each as percent of the mixture's bytes; status_s. Beside them, what is not promised:
       recaption_scattered_pct and recaption_clustered_pct (1 % of the clips of the largest source, taken all over it or

@@ -61,6 +61,9 @@ def check(
 @commands.command()
 def scan(
     source: Annotated[list[str] | None, typer.Argument(help="Sources of params; default: all.")] = None,
+    accept_changed: Annotated[
+        bool, typer.Option("--accept-changed", help="Files were replaced under their old names, and were meant to be.")
+    ] = False,
 ) -> None:
     """Write data/corpora/SOURCE.json: names and sizes digested, so that a changed corpus is indexed again."""
     from aut.config import read_params
@@ -70,7 +73,7 @@ def scan(
     layout = here()
     params = read_params(layout.params)
     for name in source or list(params.sources):
-        inventory = look(params, layout, name)
+        inventory = look(params, layout, name, accept_changed)
         typer.echo(f"{name}: {inventory['digest']}")
 
 

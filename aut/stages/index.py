@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -29,8 +31,9 @@ import aut
 from aut.config import Params
 from aut.contracts import INDEX_SCHEMA, Clip, Tracker
 from aut.datasets import list_clips, prepare
+from aut.datasets._contents import Contents
 from aut.datasets._rows import Policy, read_block
-from aut.errors import DataError, GateError, MissingInput
+from aut.errors import Busy, DataError, GateError, MissingInput
 from aut.files import digest_file, digest_json, locked, read_json, replacing, write_bytes, write_json
 from aut.layout import Layout
 from aut.progress import progress
@@ -43,6 +46,7 @@ PART = 50_000  # rows of a part, about: 125 bytes of fingerprint a second make i
 SAMPLE = 16  # every so many rows of a block enter the sample that parts are cut by
 ALONE = 600  # clips: below, starting workers costs more than it saves
 QUARANTINE = ["id", "uri", "reason", "detail"]
+STALE_S = 14 * 86_400.0  # blocks of a run that nobody has taken up again for so long are removed
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Work:
     options: Mapping[str, Any]
     policy: Policy
     folder: Path
+    contents: Contents
 
     def clips(self) -> Iterator[Clip]:
         return list_clips(self.dataset, self.root, self.options)
@@ -69,10 +74,11 @@ def index(
     """Writes `layout.index` and `layout.fingerprints` of a source.
 
     `executor` reads the blocks (processes here by default, a Dask cluster's `get_executor()` elsewhere): same bytes.
-    Raises DataError for two clips of one id, GateError where index.quarantine_max_fraction is passed, Busy where
-    another process indexes the same corpus.
+    Raises DataError for two clips of one id and for an id whose sound is another than before, GateError where
+    index.quarantine_max_fraction is passed, Busy where another process indexes the same corpus.
     """
     work = _work(params, layout, source)
+    _prune(work)
     with locked(work.folder / "lock", f"indexing {source}"):
         prepare(work.dataset, work.root, work.options)
         total = _check_ids(work)
@@ -96,8 +102,34 @@ def _work(params: Params, layout: Layout, source: str) -> Work:
     root = layout.corpus_root(s.dataset, s.path)
     policy = Policy.of(source, s, params.index)
     # The root is no identity of the index, but blocks read from another copy of the corpus are not reused.
-    key = digest_json([source, s.model_dump(), policy.identity(), read_json(inventory)["digest"], str(root), _code()])
-    return Work(source, s.dataset, root, s.options, policy, layout.work / "index" / f"{source}-{key[:16]}")
+    listed = read_json(inventory)
+    key = digest_json([source, s.model_dump(), policy.identity(), listed["digest"], str(root), _code()])
+    folder = layout.work / "index"
+    # Other code or another decoder may hear other samples in the same file: then nothing is known yet.
+    same = [source, s.dataset, s.options, str(root), listed.get("edition", 0), _code(), _decoders()]
+    contents = Contents(folder / f"{source}-{digest_json(same)[:16]}.contents.parquet", source)
+    return Work(source, s.dataset, root, s.options, policy, folder / f"{source}-{key[:16]}", contents)
+
+
+def _decoders() -> list[str]:
+    from importlib.metadata import version
+
+    import soundfile
+
+    return [soundfile.__libsndfile_version__, version("soxr"), version("numpy")]
+
+
+def _prune(work: Work) -> None:
+    """Removes what earlier runs of the source left in AUT_WORK, unless it is fresh or some process holds it."""
+    mine = re.compile(re.escape(work.source) + "-[0-9a-f]{16}")
+    for folder in work.folder.parent.glob(f"{work.source}-*"):
+        if folder == work.folder or not folder.is_dir() or not mine.fullmatch(folder.name):
+            continue
+        touched = max(p.stat().st_mtime for p in (folder, folder / "blocks") if p.exists())
+        with suppress(Busy):
+            if time.time() - touched > STALE_S:
+                with locked(folder / "lock", f"indexing {work.source}"):
+                    shutil.rmtree(folder)
 
 
 def _code() -> list[str]:
@@ -228,7 +260,13 @@ def _write(work: Work, layout: Layout, params: Params, total: int) -> dict[str, 
             kept = work.folder / "quarantine.parquet"
             write_bytes(kept, (out / "quarantine.parquet").read_bytes())
             raise GateError(_refusal(work, report, total, limit, kept), "mend these, or raise the limit")
+        try:
+            work.contents.refuse_changed(sorted(out.glob("part-*.parquet")))
+        except DataError:
+            shutil.rmtree(work.folder / "blocks")  # they hold the other sound, and the files may be put back
+            raise
         write_json(out / "summary.json", {"source": work.source, "role": role, **report})
+    work.contents.remember(sorted(layout.index(role, work.source).glob("part-*.parquet")))
     return report
 
 

@@ -73,7 +73,7 @@ def test_arrows_point_one_way(module):
     layer = {
         "cli": 5, "restore": 5, "workcopy": 4, "edges": 4, "stages": 3,
         "training": 2, "encoders": 2, "datasets": 2, "probes": 2, "report": 2, "screening": 2, "sources": 3,
-        "serving": 2, "adapters": 2, "suites": 3,
+        "mixing": 2, "serving": 2, "adapters": 2, "suites": 3,
         "order": 1, "audio": 1, "stats": 1, "gates": 1,
     }  # fmt: skip
     here = layer.get(module.split(".")[1], 0)

@@ -19,7 +19,7 @@ from aut.audio.fingerprint import fingerprint
 from aut.config import Index, Source
 from aut.contracts import INDEX_SCHEMA, Silent
 from aut.errors import DataError, GateError, MissingInput
-from aut.files import digest_tree
+from aut.files import digest_tree, locked
 from aut.layout import Layout
 from aut.sources import scan
 from aut.stages import index as stage
@@ -157,6 +157,75 @@ def test_inventory_sees_a_changed_table_of_the_same_size(make):
     assert scan(params, layout, "mine")["digest"] == before
     params, layout = make([{**r, "label": "zz"} for r in rows])
     assert scan(params, layout, "mine")["digest"] != before
+
+
+def test_other_audio_under_an_old_id_is_refused_until_it_is_accepted(make):
+    params, layout = make(tones(make.corpus, 4))
+    stage.index(params, layout, Silent(), "mine")
+    before = digest_tree(layout.root / "data/index")
+    kept = (make.corpus / "002.wav").read_bytes()
+    soundfile.write(make.corpus / "002.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (len(kept) - 44) // 2), 16_000)
+    assert len((make.corpus / "002.wav").read_bytes()) == len(kept)  # the inventory cannot see it
+    with pytest.raises(DataError, match=r"1 clips of mine hold other audio .*: mine/002\.wav \(was [0-9a-f]{8}, is"):
+        stage.index(params, layout, Silent(), "mine")
+    assert digest_tree(layout.root / "data/index") == before
+    changed = (make.corpus / "002.wav").read_bytes()
+    (make.corpus / "002.wav").write_bytes(kept)
+    stage.index(params, layout, Silent(), "mine")  # put back: no block of the other sound is left
+    assert digest_tree(layout.root / "data/index") == before
+    (make.corpus / "002.wav").write_bytes(changed)
+    assert scan(params, layout, "mine", accept_changed=True)["edition"] == 1
+    stage.index(params, layout, Silent(), "mine")
+    assert digest_tree(layout.root / "data/index") != before
+    assert scan(params, layout, "mine")["edition"] == 1
+
+
+def test_a_clip_that_went_and_came_back_is_still_known(make):
+    rows = tones(make.corpus, 3)
+    params, layout = make(rows)
+    stage.index(params, layout, Silent(), "mine")
+    params, layout = make(rows[:2])
+    stage.index(params, layout, Silent(), "mine")
+    soundfile.write(make.corpus / "002.wav", np.full(9000, 0.1), 16_000)
+    params, layout = make(rows)
+    with pytest.raises(DataError, match=r"mine/002\.wav"):
+        stage.index(params, layout, Silent(), "mine")
+
+
+def test_old_blocks_are_pruned_unless_fresh_or_held(make):
+    params, layout = make(tones(make.corpus, 2))
+    folder = layout.work / "index"
+    names = {n: f"mine-{n * 16}" for n in "abcd"} | {"other": "mine-too-" + "e" * 16}
+    for name in names.values():
+        (folder / name / "blocks").mkdir(parents=True)
+    old = time.time() - stage.STALE_S - 60
+    for n in ("a", "c", "other"):
+        for path in (folder / names[n] / "blocks", folder / names[n]):
+            os.utime(path, (old, old))
+    with locked(folder / names["c"] / "lock", "indexing mine"):
+        os.utime(folder / names["c"], (old, old))
+        stage.index(params, layout, Silent(), "mine")
+    left = {p.name for p in folder.iterdir()}
+    assert {n for n in names if names[n] not in left} == {"a"}
+
+
+def test_a_dask_cluster_of_two_workers_gives_the_same_bytes(make, monkeypatch):
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(stage, "BLOCK", 3)
+    rows = tones(make.corpus, 20)
+    params, layout = make(rows, root="here")
+    stage.index(params, layout, Silent(), "mine")
+    params, there = make(rows, root="there")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster.scheduler_address) as client,
+    ):
+        stage.index(params, there, Silent(), "mine", client.get_executor())
+        done = client.run(lambda dask_worker: dask_worker.state.executed_count)
+    assert len(done) == 2
+    assert sum(done.values()) == 7
+    assert digest_tree(there.root / "data") == digest_tree(layout.root / "data")
 
 
 KILLED = """

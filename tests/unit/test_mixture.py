@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from aut.contracts import INDEX_SCHEMA, Silent
 from aut.errors import ConfigError, DataError
 from aut.files import digest_file, digest_tree, read_json
 from aut.layout import Layout
+from aut.mixing import parts
+from aut.mixing.keys import row_keys
 from aut.order import Order
 from aut.stages import mixture as stage
 from benchmarks import _pool as pool
@@ -48,7 +51,9 @@ def epoch(layout: Layout) -> list[dict[str, object]]:
     return order.rows(np.arange(order.length))
 
 
-def test_quotas_are_exact_and_blocked_clips_absent(params: Params, layout: Layout) -> None:
+def test_quotas_are_exact_and_blocked_clips_absent(
+    params: Params, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = stage.mixture(params, layout, Silent())
     rows = epoch(layout)
     assert len({r["id"] for r in rows}) == 1000
@@ -56,6 +61,7 @@ def test_quotas_are_exact_and_blocked_clips_absent(params: Params, layout: Layou
     blocked = {pool.clip_id("talk", r) for r in range(0, 60, 3)}
     assert not blocked & {r["id"] for r in rows}
     assert metrics["blocklist_unknown"] == 1
+    assert "warning: 1 of 21 blocked ids are in no pool source" in capsys.readouterr().err
     tombstones = pq.read_table(layout.mixture / "tombstones.parquet")
     assert tombstones.num_rows == metrics["speech_blocked"] > 0
     for part, row, clip in zip(*(tombstones[c].to_pylist() for c in ("part", "row", "id")), strict=True):
@@ -93,7 +99,8 @@ def test_digest_does_not_depend_on_index_parts_or_threads(
             for number, start in enumerate(range(0, whole.num_rows, cut)):
                 pq.write_table(whole.slice(start, cut), folder / f"part-{number:05d}.parquet")
     monkeypatch.setattr(stage, "_threads", lambda: 7)
-    monkeypatch.setattr(stage, "BLOCK_ROWS", 128)
+    for name in ("BLOCK_ROWS", "STRETCH_ROWS", "LANE_ROWS"):
+        monkeypatch.setattr(parts, name, 128)
     assert stage.mixture(params, layout, Silent())["digest"] == before
 
 
@@ -123,6 +130,49 @@ def test_a_change_touches_few_parts(params: Params, layout: Layout) -> None:
     assert {p.parts[0] for p in moved} <= {"speech"}
 
 
+def test_a_threshold_that_moves_leaves_the_bytes_of_whole_parts(
+    params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With blocks of 100 rows of the index, so that a part has several row groups."""
+    for name in ("BLOCK_ROWS", "STRETCH_ROWS", "LANE_ROWS"):
+        monkeypatch.setattr(parts, name, 100)
+    path = layout.index("speech", "talk") / "part-00000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=100)
+
+    def written(rows: int) -> dict[str, str]:
+        stage.mixture(changed(params, rows=rows), layout, Silent())
+        return {p.name: digest_file(p) for p in (layout.mixture / "speech/talk").iterdir()}
+
+    more, fewer = written(1000), written(800)
+    assert pq.ParquetFile(layout.mixture / "speech/talk/part-00000.parquet").num_row_groups > 5
+    assert len(fewer) < len(more)
+    assert sum(more[name] != digest for name, digest in fewer.items()) <= 1  # the part at the threshold
+
+
+def test_a_content_hash_that_is_none_is_refused(params: Params, layout: Layout) -> None:
+    path = layout.index("music", "band") / "part-00000.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("content_hash")
+    pq.write_table(table.set_column(at, "content_hash", pa.array(["dog"] * table.num_rows)), path)
+    with pytest.raises(DataError, match=r"band/part-00000\.parquet .*content_hash is not of 32 hex digits"):
+        stage.mixture(params, layout, Silent())
+
+
+def test_an_absent_value_is_not_an_empty_one(params: Params, layout: Layout) -> None:
+    path = layout.index("music", "band") / "part-00000.parquet"
+    table = pq.read_table(path)
+    seen = set()
+    for column in ("text", "label", "offset_b", "content_hash"):
+        kind = table.schema.field(column).type
+        at = table.schema.get_field_index(column)
+        for value in (None, {"text": "", "label": "", "offset_b": 0, "content_hash": "0" * 32}[column]):
+            pq.write_table(table.set_column(at, column, pa.array([value] * table.num_rows, kind)), path)
+            seen.add(stage.mixture(params, layout, Silent())["digest"])
+            found = [r[column] for r in epoch(layout) if r["source"] == "band"]
+            assert found == [value] * 100
+    assert len(seen) == 7  # label and offset_b were absent from the start: one mixture
+
+
 def test_an_id_met_twice_names_id_and_sources(params: Params, layout: Layout) -> None:
     path = layout.index("music", "band") / "part-00000.parquet"
     table = pq.read_table(path)
@@ -133,18 +183,17 @@ def test_an_id_met_twice_names_id_and_sources(params: Params, layout: Layout) ->
         stage.mixture(params, layout, Silent())
 
 
-def test_a_failure_leaves_the_old_mixture_whole(
-    params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_mixture_whole(params: Params, layout: Layout) -> None:
+    """The kernel refuses every file beyond 3,000 bytes, as a full disk does in the middle of a part."""
     stage.mixture(params, layout, Silent())
     before = digest_tree(layout.mixture)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(stage, "_append", full)
-    with pytest.raises(OSError, match="No space"):
-        stage.mixture(changed(params, rows=500), layout, Silent())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            stage.mixture(changed(params, rows=500), layout, Silent())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert digest_tree(layout.mixture) == before
     assert [p.name for p in layout.mixture.parent.iterdir() if p.name.startswith(".mixture")] == []
 
@@ -172,8 +221,8 @@ def test_a_column_missing_from_the_index_is_named(params: Params, layout: Layout
 
 @given(st.lists(st.text(max_size=40), max_size=60), st.integers(0, 5), st.integers(0, 2**31))
 def test_a_key_depends_on_its_id_alone(ids: list[str], skip: int, seed: int) -> None:
-    together = stage.row_keys(pa.array(ids, pa.string()).slice(skip), seed)
-    alone = [int(stage.row_keys(pa.array([i], pa.string()), seed)[0]) for i in ids[skip:]]
+    together = row_keys(pa.array(ids, pa.string()).slice(skip), seed)
+    alone = [int(row_keys(pa.array([i], pa.string()), seed)[0]) for i in ids[skip:]]
     assert together.tolist() == alone
     distinct = set(ids[skip:])
     assert len(set(alone)) == len(distinct)
@@ -181,16 +230,16 @@ def test_a_key_depends_on_its_id_alone(ids: list[str], skip: int, seed: int) -> 
 
 def test_keys_are_uniform_and_change_with_the_seed() -> None:
     ids = pa.array([pool.clip_id("talk", r) for r in range(64_000)])
-    keys = stage.row_keys(ids, 0)
+    keys = row_keys(ids, 0)
     for shift in (0, 29, 58):  # low, middle and top bits
         counts = np.bincount(((keys >> np.uint64(shift)) & np.uint64(63)).astype(np.int64), minlength=64)
         chi2 = ((counts - 1000) ** 2 / 1000).sum()
         assert chi2 < 121  # 63 degrees of freedom, p = 1e-5
-    assert abs(np.corrcoef(keys.astype(float), stage.row_keys(ids, 1).astype(float))[0, 1]) < 0.02  # 5 deviations
+    assert abs(np.corrcoef(keys.astype(float), row_keys(ids, 1).astype(float))[0, 1]) < 0.02  # 5 deviations
 
 
 def test_keys_stay_what_they_were() -> None:
-    keys = stage.row_keys(pa.array(["", "a", "talk/000000001", "talk/000000001.flac"]), 0)
+    keys = row_keys(pa.array(["", "a", "talk/000000001", "talk/000000001.flac"]), 0)
     assert [hex(int(k)) for k in keys] == [
         "0x6246a58789053b93",
         "0x6b85f285f8d548d9",
