@@ -39,12 +39,13 @@ def agreement(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> float:
     need = min(OVERLAP, len(a), len(b))
     if need < 2:
         return 0.0
-    best = 0.0
-    for offset in range(need - len(b), len(a) - need + 1):
-        low, high = max(0, offset), min(len(a), offset + len(b))
-        wrong = np.bitwise_count(a[low:high] ^ b[low - offset : high - offset]).mean()
-        best = max(best, 1 - float(wrong) / 32)
-    return best
+    wrong = np.bitwise_count(a[:, None] ^ b[None, :])
+    offset = np.arange(len(a))[:, None] - np.arange(len(b))[None, :] + len(b) - 1  # equal along a diagonal
+    total = np.bincount(offset.ravel(), weights=wrong.ravel(), minlength=len(a) + len(b) - 1)
+    ramp = np.arange(1, len(total) + 1)
+    overlap = np.minimum(np.minimum(ramp, ramp[::-1]), min(len(a), len(b)))
+    enough = overlap >= need
+    return 1.0 - float((total[enough] / overlap[enough]).min()) / 32
 
 
 def raw(library: ctypes.CDLL, x: Pcm) -> NDArray[np.uint32]:
