@@ -72,5 +72,6 @@ def shares(stats: Mapping[str, Any]) -> bytes:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["part", "share"])
     for kind in ("domain", *KINDS):
-        rows.writerows([f"{kind.replace('_', ' ')}: {name}", entry["share"]] for name, entry in stats[kind].items())
+        names = [name for name in LENGTHS if name in stats[kind]] if kind == "duration" else stats[kind]
+        rows.writerows([f"{kind.replace('_', ' ')}: {name}", stats[kind][name]["share"]] for name in names)
     return text.getvalue().encode()

@@ -199,18 +199,22 @@ def _classes(name: str, facts: Row, a: str) -> str:
 
 
 def _mixture(facts: Row) -> str:
-    shares = {name: float(v["share"]) for name, v in facts["domain"].items()}
     told = f"<p>{facts['rows']:,} rows an epoch, digest <code>{escape(facts['digest'])}</code>.</p>"
-    return told + figure(bars(shares, "Share of each domain")) + "".join(_composition(facts, kind) for kind in KINDS)
+    return told + "".join(_composition(facts, kind) for kind in KINDS)
 
 
 KINDS = {"domain": "domain", "source": "source", "licence": "licence", "text_origin": "text from", "duration": "length"}
 
 
 def _composition(facts: Row, kind: str) -> str:
-    """Distinct clips and hours, and share of the epoch's rows, by one property."""
-    rows = ([n, f"{v['clips']:,}", f"{v['hours']:.2f}", f"{100 * v['share']:.2f} %"] for n, v in facts[kind].items())
-    return table((KINDS[kind], "clips", "hours", "share of rows"), rows)
+    """Distinct clips and hours, and share of the epoch's rows, by one property: lengths ascend, the rest by share."""
+    entries: dict[str, Row] = facts[kind]
+    order = {n: float(n.split()[1]) if kind == "duration" else -float(v["share"]) for n, v in entries.items()}
+    names = sorted(entries, key=lambda n: (order[n], n.startswith("over"), n))
+    plot = bars({n: float(entries[n]["share"]) for n in names}, f"Share of rows by {KINDS[kind]}")
+    facts_of = ((n, entries[n]) for n in names)
+    rows = ([n, f"{v['clips']:,}", f"{v['hours']:.2f}", f"{100 * v['share']:.2f} %"] for n, v in facts_of)
+    return figure(plot) + table((KINDS[kind], "clips", "hours", "share of rows"), rows)
 
 
 def _training(facts: dict[str, Row]) -> str:

@@ -93,7 +93,8 @@ def write_tree(root: Path, flagged: Iterable[tuple[str, str]] = ()) -> Layout:
     domains = {d: {"pool": 1_000, "flagged": 2, "fraction": 0.002} for d in ("speech", "environment", "music")}
     write_json(layout.screen / "report.json", {"domains": domains})
     part = {"clips": 900, "hours": 1.5, "share": 1.0, "rows": 1_000}
-    stats: dict[str, Any] = {k: {f"one {k}": part} for k in ("source", "licence", "text_origin", "duration")}
+    stats: dict[str, Any] = {k: {f"one {k}": part} for k in ("source", "licence", "text_origin")}
+    stats["duration"] = {"to 1 s": part}
     stats["domain"] = {"speech": part | {"share": 0.8}, "environment": part | {"share": 0.2}}
     write_json(layout.mixture / "stats.json", stats | {"rows": 1_000, "digest": "abc"})
     return layout
