@@ -194,7 +194,7 @@ def _agreement(mine: Profile, theirs: Profile, first: float, rate: float, k: flo
     if stop <= start:
         return 0.0, first
     low, high = _row(theirs, first + start * rate), _row(theirs, first + (stop - 1) * rate)
-    rows: slice | NDArray[np.int64] = slice(low, high + 1)  # at their own speed a view: nine in ten calls
+    rows: Any = slice(low, high + 1)  # at their own speed a view: nine in ten calls
     if rate != 1.0:
         rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64)
         rows[0], rows[-1] = low, high
