@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from aut.encoders.clipwise import identity
 from aut.files import write_json
@@ -179,8 +180,8 @@ def serve_identity(port: int) -> None:
     from aut.serving.watcher import Folder
 
     class Identity(Service):
-        def _decode(self, data: bytes, position: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-            return np.zeros(1_600, np.float32)
+        def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[np.ndarray[Any, Any], float]:
+            return np.zeros(1_600, np.float32), 0.1
 
     vector = np.zeros(128, np.float32)
     with tempfile.TemporaryDirectory() as scratch:

@@ -54,6 +54,7 @@ class ClipEncoder(ABC):
     width: int
     hop_s: float
     window_s: float = WINDOW_S
+    packs = False  # whether clips of unlike lengths in one pass cost no padding
     min_samples: int = 1  # the last window of a longer clip is dropped when shorter
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], device: str) -> None:

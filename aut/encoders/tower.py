@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aut.audio.mel import log_mel
 from aut.encoders.clipwise import ClipEncoder
+from aut.encoders.packed import packed_forward
 from aut.encoders.whisper import encoder_forward
 from aut.errors import DataError
 from aut.files import read_json
@@ -34,12 +35,16 @@ class Whisper(ClipEncoder):
         self.mels = int(config["num_mel_bins"])
         self.width = int(config["d_model"])
         self.tower = load_tower(folder, config).to(device)
+        self.packs = device == "cpu"
 
     def frames(self, x_BT: Tensor, n_B: Tensor, padded: bool, layers: bool) -> tuple[list[Tensor], Tensor]:
         mel_BMF, _ = log_mel(x_BT, n_B, self.mels, padded)
         m_B = None if padded else (n_B + MEL_HOP - 1) // MEL_HOP  # on the CPU: no mask is built where none is needed
         states: list[Tensor] | None = [] if layers else None
-        h_BFD, f_B = encoder_forward(self.tower, mel_BMF, m_B, states=states)
+        if self.packs and m_B is not None:
+            h_BFD, f_B = packed_forward(self.tower, mel_BMF, m_B, states=states)
+        else:
+            h_BFD, f_B = encoder_forward(self.tower, mel_BMF, m_B, states=states)
         return states or [h_BFD], f_B
 
 

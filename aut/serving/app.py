@@ -21,8 +21,7 @@ from starlette.responses import Response
 from aut import __version__
 from aut.serving import pages
 from aut.serving.answers import Format, answer, dumped
-from aut.serving.batcher import Ask
-from aut.serving.features import heard
+from aut.serving.engine import Ask
 from aut.serving.gate import SERVED, Gate
 from aut.serving.intake import Asked, body_of, parse, parse_mlflow
 from aut.serving.limits import Refused
@@ -157,10 +156,7 @@ async def classify(
 async def features(request: Request) -> Response:
     """What the model hears of one clip: waveform envelope and log-mel, for a picture. Its first 30 s."""
     asked = await _asked(request)
-    service = _service(request)
-    with service.slots.hold(1):
-        (clip,) = await service.decoded(asked.files[:1])
-        return dumped(await service._in_thread(heard, clip))
+    return dumped(await _service(request).heard(asked.files[0]))
 
 
 async def invocations(request: Request) -> Response:

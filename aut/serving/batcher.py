@@ -2,9 +2,10 @@
 
 In    decoded clips, each with what is asked of it, the version it is bound to, and a deadline
 Out   a result a clip; a clip alone and in any batch give the same numbers to 1e-5 (the encoder's own promise)
-Why   a batch is padded to its longest clip, so clips of about one length go together: the oldest waiting clip is
-      always in the next batch, its company comes from its bucket. While the model is busy the queue fills by
-      itself; only an idle model lingers. Price: `linger_s` of waiting for a lone request.
+Why   where a batch is padded to its longest clip, clips of about one length go together: the oldest waiting clip is
+      always in the next batch, its company comes from its bucket. Where clips are packed (a CPU) they go in the order
+      they came. While the model is busy the queue fills by itself; only an idle model lingers. Price: `linger_s` of
+      waiting for a lone request.
 """
 
 from __future__ import annotations
@@ -21,45 +22,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aut.serving.engine import Ask, Result
 from aut.serving.limits import Limits, Refused, Slots
 from aut.serving.versions import Served
+from aut.serving.workers import Lost
 
 RATIO = 1.5  # between the edges of neighbouring buckets: at most a third of a batch is padding
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What is wanted of a clip: frames [F, D] of a layer, or one vector a pooling."""
-
-    frames: bool = False
-    layer: int | None = None  # None: the last
-    poolings: tuple[str, ...] = ("valid",)
-
-
-Result = dict[str, Array]
-"""'frames' [F, D], or one [D] a pooling."""
 Compute = Callable[[Served, Ask, Sequence[Array]], list[Result]]
 
 
 def compute(served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result]:
     """One pass for clips of one version and ask."""
-    from aut.encoders.api import stack
-
-    encoder = served.encoder.encoder
-    if ask.frames:
-        h_BFD, f_B = encoder.encode(*stack(clips), layer=ask.layer)
-        return [{"frames": h_FD[: int(f)]} for h_FD, f in zip(h_BFD, f_B, strict=True)]
-    means = encoder.pooled(clips, ask.poolings, layers=ask.layer is not None)
-    names = {p: p if ask.layer is None else f"{p}.layer{ask.layer:02d}" for p in ask.poolings}
-    return [{p: means[name][i] for p, name in names.items()} for i in range(len(clips))]
+    try:
+        return served.encoder.compute(ask, clips)
+    except Lost:
+        raise Refused(503, "worker_lost", "the process that computed ended: try again", 1.0) from None
 
 
 @dataclass(eq=False, slots=True)
 class Job:
     clip: Array
     seconds: float
-    key: tuple[int, Ask, int]  # version, ask, bucket: what may share a batch
+    key: tuple[int, Ask, int | None]  # version, ask, bucket (None: packed): what may share a batch
     served: Served
     ask: Ask
     deadline: float
@@ -71,14 +58,6 @@ def bucket(seconds: float) -> int:
     return math.ceil(math.log(max(seconds, 0.1), RATIO))
 
 
-def _share_cores(workers: int) -> None:
-    """Two passes with half the cores each finish more clips than one after the other with all: small models do not
-    fill many cores. The number belongs to the calling thread."""
-    import torch
-
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-
-
 class Batcher:
     """One model, a few threads that compute, one queue in order of arrival."""
 
@@ -88,7 +67,7 @@ class Batcher:
         self.waiting: deque[Job] = deque()
         self.waiting_s = 0.0
         self._arrived = asyncio.Event()
-        self._threads = ThreadPoolExecutor(limits.workers, "aut-model", _share_cores, (limits.workers,))
+        self._threads = ThreadPoolExecutor(limits.workers, "aut-model")
         self._idle = asyncio.Semaphore(limits.workers)
         self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -112,7 +91,7 @@ class Batcher:
         jobs = []
         for clip in clips:
             seconds = len(clip) / rate
-            key = (id(served), ask, bucket(seconds))
+            key = (id(served), ask, None if served.encoder.packs else bucket(seconds))
             jobs.append(Job(clip, seconds, key, served, ask, deadline, loop.create_future()))
         self.waiting.extend(jobs)
         self.waiting_s += total
@@ -128,17 +107,19 @@ class Batcher:
         first: Job | None = None
         batch: list[Job] = []
         kept: deque[Job] = deque()
-        longest = 0.0
+        longest = total = 0.0
         for job in self.waiting:
             if job.future.done() or job.deadline <= now:
                 self._drop(job)
                 continue
             first = first or job
             fits = len(batch) < self.limits.batch_clips
-            fits = fits and max(longest, job.seconds) * (len(batch) + 1) <= self.limits.batch_s
+            padded_s = max(longest, job.seconds) * (len(batch) + 1)
+            cost_s = total + job.seconds if job.key[2] is None else padded_s
+            fits = fits and cost_s <= self.limits.batch_s
             if job is first or (job.key == first.key and fits):
                 batch.append(job)
-                longest = max(longest, job.seconds)
+                longest, total = max(longest, job.seconds), total + job.seconds
                 self.waiting_s -= job.seconds
             else:
                 kept.append(job)

@@ -28,7 +28,7 @@ class Limits:
     budget_s: float = 1.0
     free: int = 2  # clips that are admitted whatever the estimate says: one a worker
     batch_clips: int = 32
-    batch_s: float = 10.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
+    batch_s: float = 16.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
     workers: int = 2  # batches computed at once, each with its share of the cores
     linger_s: float = 0.002  # an idle model waits so long for company
 

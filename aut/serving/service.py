@@ -1,4 +1,4 @@
-"""Service: one request's way from bytes to results. Decoding in threads, computing in batches, all within a deadline.
+"""Service: one request's way from bytes to results: decoded, computed in batches, all within a deadline.
 
 In    files of a request, what is asked, the version that answers now
 Out   `Answered`: results, seconds of each clip, and the version that computed them
@@ -11,23 +11,22 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from aut.serving.batcher import Ask, Batcher, Compute, Result, compute
+from aut.serving.batcher import Batcher, Compute, compute
+from aut.serving.decoding import Decoders
+from aut.serving.engine import Ask, Result
 from aut.serving.limits import Limits, Refused, Slots
 from aut.serving.metrics import Metrics
 from aut.serving.versions import Served
 from aut.serving.watcher import Source, Watcher
-from aut.units import RATE_HZ
 
 log = logging.getLogger("aut.serving")
 T = TypeVar("T")
@@ -58,15 +57,15 @@ class Service:
         self.limits, self.key = limits or Limits(), key
         self.slots = Slots(self.limits)
         self.metrics = Metrics(self.slots)
-        self.watcher = Watcher(source, device, poll_s, self.metrics.serving)
+        self.watcher = Watcher(source, device, poll_s, self.metrics.serving, self.limits.workers)
         self.batcher = Batcher(self.limits, self.slots, run)
         self.batcher.batched = self.metrics.batched
-        self.threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="aut-decode")
+        count = min(4, os.cpu_count() or 1)
+        self.decoders = Decoders(count, self.limits.clip_s)
+        self.threads = ThreadPoolExecutor(count, thread_name_prefix="aut-decode")
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_S)
-        # Torch takes seconds to import: beside the registry's client, not after it.
-        threading.Thread(target=import_module, args=("aut.encoders.tower",), daemon=True).start()
         self.batcher.start()
         self.watcher.start()
 
@@ -74,6 +73,7 @@ class Service:
         await asyncio.to_thread(self.watcher.stop)
         await self.batcher.stop()
         self.threads.shutdown(wait=False, cancel_futures=True)
+        self.decoders.close()
 
     async def answer(self, files: Sequence[bytes], ask: Ask) -> Answered:
         """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline."""
@@ -83,34 +83,28 @@ class Service:
         with self.slots.hold(len(files)):
             try:
                 async with asyncio.timeout_at(deadline):
-                    clips = await self.decoded(files)
-                    rated = await self._in_thread(lambda: [_at_rate(c, served.encoder.rate_hz) for c in clips])
-                    results = await self.batcher.submit(rated, ask, served, deadline)
+                    clips, seconds = await self._decoded(files, served.encoder.rate_hz)
+                    results = await self.batcher.submit(clips, ask, served, deadline)
             except TimeoutError:
                 limit = f"no answer within {self.limits.request_s:g} s"
                 raise Refused(504, "deadline", limit, self.slots.wait_s()) from None
-        return Answered(served, results, [len(c) / RATE_HZ for c in clips])
+        return Answered(served, results, seconds)
 
-    async def decoded(self, files: Sequence[bytes]) -> list[Array]:
-        """Each file as 16 kHz mono. Refused 422 with the reason of the first that cannot be read."""
-        clips = list(await asyncio.gather(*(self._in_thread(self._decode, data, i) for i, data in enumerate(files))))
-        total = sum(len(c) for c in clips) / RATE_HZ
-        if total > self.limits.audio_s:
-            raise Refused(
-                413, "too_long", f"{total:.0f} s of audio, the limit of a request is {self.limits.audio_s:g} s"
-            )
-        return clips
+    async def heard(self, file: bytes) -> dict[str, Any]:
+        """Waveform and log-mel of a file, for a picture. Refused 422."""
+        with self.slots.hold(1):
+            return await self._in_thread(self.decoders.heard, file, self.limits.request_s)
 
-    def _decode(self, data: bytes, position: int) -> Array:
-        from aut.audio.decode import Unreadable, decode
+    async def _decoded(self, files: Sequence[bytes], rate_hz: int) -> tuple[list[Array], list[float]]:
+        """Each file as mono samples, and its seconds. Refused 422 with the reason of the first that cannot be read."""
+        asked = (self._in_thread(self._decode, data, i, rate_hz) for i, data in enumerate(files))
+        clips, seconds = zip(*await asyncio.gather(*asked), strict=True)
+        if sum(seconds) > (limit := self.limits.audio_s):
+            raise Refused(413, "too_long", f"{sum(seconds):.0f} s of audio, the limit of a request is {limit:g} s")
+        return list(clips), list(seconds)
 
-        try:
-            return decode(data, max_s=self.limits.clip_s).pcm_T
-        except Unreadable as error:
-            raise Refused(422, error.reason, f"clip {position}: {error.detail}") from None
-        except Exception as error:  # a decoder that trips over hostile bytes is no fault of the server
-            log.warning("decoding raised %s", type(error).__name__)
-            raise Refused(422, "corrupt", f"clip {position} cannot be decoded") from None
+    def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[Array, float]:
+        return self.decoders.decoded(data, position, rate_hz, self.limits.request_s)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
@@ -136,14 +130,6 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _at_rate(clip: Array, rate_hz: int) -> Array:
-    if rate_hz == RATE_HZ:
-        return clip
-    import soxr
-
-    return np.asarray(soxr.resample(clip, RATE_HZ, rate_hz), np.float32)
-
-
 def _check_layer(ask: Ask, served: Served) -> None:
-    if ask.layer is not None and not 0 <= ask.layer < served.layers:
-        raise Refused(400, "layer", f"layer {ask.layer}, this version has 0 to {served.layers - 1}")
+    if ask.layer is not None and not 0 <= ask.layer < served.encoder.layers:
+        raise Refused(400, "layer", f"layer {ask.layer}, this version has 0 to {served.encoder.layers - 1}")

@@ -11,19 +11,16 @@ Price nothing is unpickled: JSON and safetensors only
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aut.errors import DataError
 from aut.files import read_json
-
-if TYPE_CHECKING:
-    from aut.encoders import AudioEncoder
+from aut.serving.engine import Engine
 
 EXAMPLE = "example.audio"
 Array = NDArray[np.float32]
@@ -78,11 +75,10 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A version that answers. `layers` counts the states `layer` may name."""
+    """A version that answers."""
 
     pointer: Pointer
-    encoder: AudioEncoder
-    layers: int
+    encoder: Engine
     heads: dict[str, Head] = field(default_factory=dict)
     neighbours: dict[str, Neighbours] = field(default_factory=dict)
     evidence: dict[str, Any] | None = None
@@ -108,7 +104,7 @@ class Served:
             "width": self.encoder.width,
             "hop_s": self.encoder.hop_s,
             "rate_hz": self.encoder.rate_hz,
-            "layers": self.layers,
+            "layers": self.encoder.layers,
             "heads": {name: {"labels": head.labels, "pooling": head.pooling} for name, head in self.heads.items()},
             "neighbours": {name: len(n.ids) for name, n in self.neighbours.items()},
             "evidence": _summary(self.evidence),
@@ -116,24 +112,28 @@ class Served:
         }
 
 
-def open_version(folder: Path, pointer: Pointer, device: str | None = None) -> Served:
+def open_version(folder: Path, pointer: Pointer, device: str | None = None, workers: int = 2) -> Served:
     """Opens, checks and warms a version, on the first GPU where there is one and no device is named.
 
     DataError or MissingInput says what is wrong with it.
     """
-    from aut.encoders import AudioEncoder, open_encoder
-
     place = folder / "encoder" if (folder / "encoder/encoder.json").is_file() else folder
-    encoder = AudioEncoder(
-        open_encoder(place, device or _device()), version=pointer.number, run_id=pointer.run_id or None
-    )
+    encoder = Engine(place, folder / EXAMPLE, device, workers)
+    try:
+        return _furnished(folder, pointer, encoder)
+    except BaseException:
+        encoder.close()
+        raise
+
+
+def _furnished(folder: Path, pointer: Pointer, encoder: Engine) -> Served:
     heads = {p.parent.name: read_head(p.parent, encoder.width) for p in sorted(folder.glob("heads/*/head.json"))}
+    prove(encoder, heads)
     sets = sorted(folder.glob("neighbours/*.json"))
     evidence, report = folder / "evidence.json", folder / "report.html"
     return Served(
         pointer=pointer,
         encoder=encoder,
-        layers=prove(encoder, heads, folder / EXAMPLE),
         heads=heads,
         neighbours={p.stem: read_neighbours(p, encoder.width) for p in sets},
         evidence=read_json(evidence) if evidence.is_file() else None,
@@ -141,23 +141,15 @@ def open_version(folder: Path, pointer: Pointer, device: str | None = None) -> S
     )
 
 
-def prove(encoder: AudioEncoder, heads: dict[str, Head], example: Path) -> int:
-    """Answers the version's own example (else a tone) at two lengths, which also warms it. Returns its layers.
-
-    DataError where a vector is not finite, has another width than declared, or a head gives no probabilities.
-    """
-    from aut.audio.decode import decode
-
-    tone = 0.25 * np.sin(2 * np.pi * 440 * np.arange(encoder.rate_hz) / encoder.rate_hz)
-    clip = decode(example, max_s=30.0).pcm_T if example.is_file() else tone.astype(np.float32)
-    states = encoder.encoder.pooled([clip, np.tile(clip, 4)], ["valid"], layers=True)
-    x_BD = states["valid"]
+def prove(encoder: Engine, heads: dict[str, Head]) -> None:
+    """DataError where the version's own example gives vectors that are not finite or of another width than declared,
+    or a head gives no probabilities on them."""
+    x_BD = encoder.example_BD
     if x_BD.shape[1] != encoder.width or not np.isfinite(x_BD).all():
         raise DataError(f"its own example gives vectors {x_BD.shape[1]} wide, finite: {np.isfinite(x_BD).all()}")
     for name, head in heads.items():
         if not np.allclose(head.probabilities(x_BD).sum(axis=1), 1.0, atol=1e-3):
             raise DataError(f"head {name} gives no probabilities on the version's own example")
-    return len(states) - 1
 
 
 def read_head(folder: Path, width: int) -> Head:
@@ -184,12 +176,6 @@ def read_neighbours(facts: Path, width: int) -> Neighbours:
     if x_ND.shape != (len(named["ids"]), width) or len(named["labels"]) != len(named["ids"]):
         raise DataError(f"{facts} names {len(named['ids'])} clips, its vectors are {x_ND.shape}", "register it again")
     return Neighbours(named["ids"], named["labels"], x_ND / np.maximum(np.linalg.norm(x_ND, axis=1), 1e-12)[:, None])
-
-
-def _device() -> str:
-    import torch
-
-    return os.environ.get("AUT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _arrays(load: Any, path: Path) -> dict[str, NDArray[Any]]:

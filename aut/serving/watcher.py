@@ -63,8 +63,10 @@ class Watcher:
         device: str | None = None,
         poll_s: float = 5.0,
         changed: Callable[[Served], None] | None = None,
+        workers: int = 2,
     ) -> None:
         self.source, self.device, self.poll_s, self.changed = source, device, poll_s, changed
+        self.workers = workers
         self._served: Served | None = None
         self.away: str | None = None  # why the registry does not answer
         self.refused: dict[str, str] = {}  # version -> why it is not served
@@ -99,6 +101,8 @@ class Watcher:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        if self._served:
+            self._served.encoder.close()
 
     def look(self) -> None:
         """Asks the source once and follows it."""
@@ -127,7 +131,7 @@ class Watcher:
 
     def _load(self, pointer: Pointer, fetch: Callable[[Pointer], Path]) -> None:
         try:
-            served = open_version(fetch(pointer), pointer, self.device)
+            served = open_version(fetch(pointer), pointer, self.device, self.workers)
         except TrackingError:
             raise
         except Exception as error:

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from aut.serving.batcher import RATIO, Ask, Batcher, Job, bucket
+from aut.serving.batcher import RATIO, Batcher, Job, bucket
+from aut.serving.engine import Ask
 from aut.serving.limits import Limits, Refused, Slots
 from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
 
@@ -213,9 +214,9 @@ def test_a_client_that_goes_away_costs_nothing(version):
     assert len(calls) == 1
 
 
-def jobs(loop, batcher, seconds, ask=None, deadline=1e9):
+def jobs(loop, batcher, seconds, ask=None, deadline=1e9, packed=False):
     for s in seconds:
-        key = (0, ask or Ask(), bucket(s))
+        key = (0, ask or Ask(), None if packed else bucket(s))
         future = loop.create_future()
         batcher.waiting.append(Job(np.zeros(1, np.float32), s, key, None, ask or Ask(), deadline, future))
         batcher.waiting_s += s
@@ -253,6 +254,16 @@ def test_batches_hold_the_oldest_and_its_like_within_the_limits():
         assert batcher.waiting_s == 0.0
 
     asyncio.run(ask())
+
+
+def test_packed_batches_keep_the_order_they_came_in():
+    async def ask():
+        limits = Limits(batch_clips=4, batch_s=20.0)
+        batcher = Batcher(limits, Slots(limits))
+        jobs(asyncio.get_running_loop(), batcher, [9.0, 0.5, 8.0, 1.0, 7.0, 30.0, 1.0, 1.0, 1.0, 1.0, 1.0], packed=True)
+        return [[job.seconds for job in batcher.take(0.0)] for _ in range(4)]
+
+    assert asyncio.run(ask()) == [[9.0, 0.5, 8.0, 1.0], [7.0, 1.0, 1.0, 1.0], [30.0], [1.0, 1.0]]
 
 
 def test_a_model_that_fails_is_a_500_without_details_and_the_next_request_is_answered(version):

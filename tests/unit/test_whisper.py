@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aut.encoders.packed import packed_forward
 from aut.encoders.tower import WhisperTower
 from aut.encoders.whisper import decoder_forward, encoder_forward
 
@@ -95,6 +96,22 @@ def test_a_clip_alone_equals_the_clip_in_any_batch(model, lengths):
         torch.testing.assert_close(y_BLD[i], said[0], atol=ATOL, rtol=0)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=5))
+@torch.no_grad()
+def test_packed_clips_equal_padded_ones(model, lengths):
+    x, m_B = mel(max(lengths), rows=len(lengths), seed=len(lengths)), torch.tensor(lengths)
+    masked, packed = [], []
+    expected, f_B = encoder_forward(model.encoder, x, m_B, states=masked)
+    found, g_B = packed_forward(model.encoder, x, m_B, states=packed)
+    assert torch.equal(f_B, g_B)
+    torch.testing.assert_close(found, expected, atol=ATOL, rtol=0)
+    assert len(packed) == len(masked)
+    for i, f in enumerate(f_B.tolist()):
+        for ours, theirs in zip(packed, masked, strict=True):
+            torch.testing.assert_close(ours[i, :f], theirs[i, :f], atol=ATOL, rtol=0)
+
+
 def test_checkpointing_changes_memory_not_gradients(model):
     x, m_B = mel(50, rows=2), torch.tensor([50, 31])
     ids = torch.arange(10).reshape(2, 5)
@@ -129,7 +146,9 @@ def test_more_frames_than_positions_is_said(model):
 
 @torch.no_grad()
 def test_bfloat16_weights_run(model):
-    tower = WhisperTower(model.config.to_dict()).eval().to(torch.bfloat16)
+    tower = WhisperTower(model.config.to_dict()).eval()
+    tower.load_state_dict(model.encoder.state_dict())  # a tower alone holds whatever lay in memory
+    tower.to(torch.bfloat16)
     h_BFD, f_B = tower(mel(60, rows=2), torch.tensor([60, 20]))
     assert h_BFD.dtype == torch.bfloat16
     assert f_B.tolist() == [30, 10]

@@ -1,0 +1,88 @@
+"""Decoding: files to samples, in processes of their own.
+
+In    the bytes of a file
+Out   mono samples at the encoder's rate and seconds; or waveform and log-mel for a picture (features.py)
+Why   hostile bytes meet libsndfile where a crash costs one request and 15 ms, and a decoder that does not end is ended
+Price the bytes cross a pipe, and the samples another: 0.1 ms for a clip of 5 s
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aut.audio.decode import Unreadable, decode
+from aut.serving.limits import Refused
+from aut.serving.workers import Crew, Failed, Handler, Head, Lost
+from aut.units import RATE_HZ
+
+Array = NDArray[np.float32]
+MEMORY = 2 << 30  # bytes a decoder may allocate: 300 s of 64 channels at 192 kHz are read in blocks
+
+
+class Decoders:
+    """`count` processes. Thread-safe; `lost` counts those that died."""
+
+    def __init__(self, count: int, max_s: float) -> None:
+        self._crew = Crew(opened, (max_s,), count)
+
+    @property
+    def lost(self) -> int:
+        return self._crew.lost
+
+    def decoded(self, data: bytes, position: int, rate_hz: int, timeout_s: float) -> tuple[Array, float]:
+        """Mono samples at `rate_hz`, and seconds. Refused 422 with the reason, naming the clip by its position."""
+        head, parts = self._asked({"op": "decode", "rate_hz": rate_hz}, data, position, timeout_s)
+        return np.frombuffer(parts[0], np.float32), float(head["seconds"])
+
+    def heard(self, data: bytes, timeout_s: float) -> dict[str, Any]:
+        """What features.py makes of a clip. Refused 422."""
+        return self._asked({"op": "heard"}, data, 0, timeout_s)[0]
+
+    def close(self) -> None:
+        self._crew.close()
+
+    def _asked(self, head: Head, data: bytes, position: int, timeout_s: float) -> tuple[Head, list[bytes]]:
+        try:
+            return self._crew.call(head, [data], timeout_s)
+        except Unreadable as error:
+            raise Refused(422, error.reason, f"clip {position}: {error.detail}") from None
+        except (Lost, Failed):  # a decoder that trips over hostile bytes is no fault of the server
+            raise Refused(422, "corrupt", f"clip {position} cannot be decoded") from None
+
+
+def opened(max_s: float) -> tuple[Handler, Head]:
+    """In the child: `decode` and `heard`."""
+    import torch
+
+    torch.set_num_threads(1)
+    _limit_memory()
+
+    def handler(head: Head, parts: list[bytes]) -> tuple[Head, list[Any]]:
+        audio = decode(parts[0], max_s=max_s)
+        if head["op"] == "heard":
+            from aut.serving.features import heard
+
+            return heard(audio.pcm_T), []
+        return {"seconds": len(audio.pcm_T) / RATE_HZ}, [_at_rate(audio.pcm_T, head["rate_hz"])]
+
+    return handler, {}
+
+
+def _limit_memory() -> None:
+    """What is mapped already, and `MEMORY` more: beyond, allocating fails here and nowhere else."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, hard))
+
+
+def _at_rate(clip: Array, rate_hz: int) -> Array:
+    if rate_hz == RATE_HZ:
+        return clip
+    import soxr
+
+    return np.asarray(soxr.resample(clip, RATE_HZ, rate_hz), np.float32)

@@ -1,0 +1,131 @@
+"""Worker processes: answers, errors, deaths; and a server whose decoders and engines die under it."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from aut.audio.decode import Unreadable
+from aut.errors import DataError
+from aut.serving.workers import Crew, Failed, Lost
+from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
+
+
+def echo(name):
+    """Runs in the child."""
+    if name == "unopened":
+        raise DataError("it does not open", "look")
+
+    def handler(head, parts):
+        if head["do"] == "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if head["do"] == "hang":
+            time.sleep(60)
+        if head["do"] == "refuse":
+            raise Unreadable("too_long", "two hours")
+        if head["do"] == "fail":
+            raise ZeroDivisionError("by zero")
+        return {"pid": os.getpid(), "name": name}, [np.frombuffer(parts[0], np.float32) * 2]
+
+    return handler, {"name": name}
+
+
+@pytest.fixture
+def crew():
+    made = Crew(echo, ("one",), 2)
+    yield made
+    made.close()
+
+
+def test_parts_come_back_and_errors_are_raised_as_they_were(crew):
+    assert [g["name"] for g in crew.greetings()] == ["one", "one"]
+    head, parts = crew.call({"do": "double"}, [np.arange(3, dtype=np.float32)])
+    assert head["name"] == "one"
+    assert np.frombuffer(parts[0], np.float32).tolist() == [0, 2, 4]
+    with pytest.raises(Unreadable) as caught:
+        crew.call({"do": "refuse"})
+    assert (caught.value.reason, caught.value.detail) == ("too_long", "two hours")
+    with pytest.raises(Failed, match="ZeroDivisionError: by zero"):
+        crew.call({"do": "fail"})
+    assert crew.lost == 0
+
+
+def test_who_dies_or_hangs_is_replaced_and_costs_one_call(crew):
+    crew.greetings()
+    for head, limit in (({"do": "die"}, 30), ({"do": "hang"}, 0.2)):
+        with pytest.raises(Lost):
+            crew.call(head, timeout_s=limit)
+    one = np.ones(1, np.float32)
+    assert all(crew.call({"do": "double"}, [one])[1] for _ in range(3))
+    pid = crew.call({"do": "double"}, [one])[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.1)
+    assert crew.call({"do": "double"}, [one])[0]["pid"] != pid, "who died idle is replaced before it is asked"
+    assert crew.lost == 2
+
+
+def test_two_calls_run_at_once_and_a_third_waits(crew):
+    crew.greetings()
+    pids, one = [], np.ones(1 << 18, np.float32)
+    threads = [threading.Thread(target=lambda: pids.append(crew.call({"do": "x"}, [one])[0]["pid"])) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pids) == 9
+    assert len(set(pids)) <= 2
+
+
+def test_what_does_not_open_says_why():
+    crew = Crew(echo, ("unopened",), 1)
+    with pytest.raises(DataError, match=r"it does not open\. look"):
+        crew.greetings()
+    crew.close()
+
+
+def test_a_server_outlives_its_decoders_and_engines(tmp_path):
+    """Each process is killed while it works; what it worked on is refused, and the next request is answered."""
+    version = write_version(tmp_path / "1")
+    clip = file_of(sound(0.4))
+
+    async def ask():
+        seen = []
+        async with serving(Shelf({"1": version}, "1")) as (client, service):
+            first = await client.post("/v1/embeddings", content=clip)
+            for crew in (service.decoders._crew, service.watcher.served.encoder._crew):
+                for worker in crew.workers:
+                    pid = worker._process.pid
+                    os.kill(pid, signal.SIGSTOP)
+                    asyncio.get_running_loop().call_later(0.3, os.kill, pid, signal.SIGKILL)
+                during = await asyncio.gather(*(client.post("/v1/embeddings", content=clip) for _ in range(2)))
+                after = await client.post("/v1/embeddings", content=clip)
+                seen.append(([a.status_code for a in during], after.status_code, after.content == first.content))
+            return seen
+
+    (decoding, after, same), (computing, then, equal) = asyncio.run(ask())
+    assert set(decoding) <= {200, 422}
+    assert set(computing) <= {200, 503}
+    assert (after, then, same, equal) == (200, 200, True, True)
+
+
+def test_children_end_with_their_parent():
+    import subprocess
+    import sys
+
+    code = (
+        "import os, signal; from aut.serving.workers import Crew; from tests.unit.test_serving_workers import echo\n"
+        "crew = Crew(echo, ('x',), 1); crew.greetings(); print(crew.workers[0]._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    pid = int(told.stdout)
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{pid}"):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("the child lives on")
