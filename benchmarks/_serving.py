@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -98,10 +98,11 @@ class Peer(Process):
 
     health = "/ping"
 
-    def __init__(self, model: Path, scratch: Path) -> None:
+    def __init__(self, model: Path, scratch: Path, extra: Mapping[str, str] | None = None) -> None:
         port = free_port()
         args = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
         env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        env |= extra or {}
         super().__init__([*args, "--port", str(port), "--host", "127.0.0.1"], port, scratch / f"mlflow-{port}.log", env)
 
 
@@ -141,7 +142,7 @@ import pandas as pd
 
 class Identity(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
-        return pd.DataFrame([([0.0] * 128, 1) for _ in model_input["audio"]], columns=["embedding", "valid_frames"])
+        return pd.DataFrame({"embedding": [[0.0] * 128 for _ in model_input["audio"]]})
 
 
 mlflow.models.set_model(Identity())

@@ -4,7 +4,8 @@ In    a version made here with random weights, served by `aut serve` as a proces
 Kinds random bytes, cut files, headers that lie, small files that claim hours, broken forms, JSON of wrong types,
       base64 that is none, unknown options, odd methods and paths, bodies cut short
 Figures  requests, server_errors (5xx, and connections that ended without an answer to a whole request),
-         rss_growth_mb (resident memory at the end less that after a tenth of the requests)
+         rss_growth_mb (resident memory of all its processes at the end less that after a tenth of the requests)
+         decoders_lost (processes that died at their work, and were replaced)
 Run   python -m benchmarks.fuzz --quick      1,500 requests; else 10,000
 """
 
@@ -29,6 +30,7 @@ from benchmarks._serving import Server, write_version
 
 Rng = np.random.Generator
 PATHS = ("/v1/embeddings", "/v1/classify", "/v1/features", "/invocations")
+LOST = 'aut_workers_lost{kind="decoder"}'
 Request = tuple[str, str, dict[str, str], bytes]
 """Method, path, headers, body."""
 
@@ -196,6 +198,12 @@ def attack(client: httpx.Client, n: int) -> str:
     return str(answer.status_code)
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process and all below it."""
+    process = psutil.Process(pid)
+    return sum(int(p.memory_info().rss) for p in (process, *process.children(recursive=True)))
+
+
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     total = 1_500 if options.quick else 10_000
@@ -204,15 +212,18 @@ def main() -> None:
         scratch = Path(name)
         server = Server(write_version(scratch / "1"), scratch)
         with server, httpx.Client(base_url=server.url, timeout=60) as client:
-            process = psutil.Process(server.pid)
             statuses.update(attack(client, n) for n in range(total // 10))
-            before = process.memory_info().rss
+            before = resident(server.pid)
             statuses.update(attack(client, n) for n in range(total // 10, total))
-            grown = (process.memory_info().rss - before) / 2**20
+            grown = (resident(server.pid) - before) / 2**20
+            lost = sum(
+                float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if line.startswith(LOST)
+            )
             alive = client.get("/health/live").status_code == 200
     say(str(dict(statuses)))
     failed = sum(count for status, count in statuses.items() if status == "lost" or status.startswith("5"))
     figures = {"requests": total, "server_errors": failed + (not alive), "rss_growth_mb": max(0.0, grown)}
+    figures["decoders_lost"] = lost
     facts = {"machine": machine("fastapi", "soundfile", "starlette"), "statuses": dict(statuses)}
     finish("fuzz", figures, options.keep, facts)
 

@@ -21,7 +21,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535)] = 8080,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = "",
     poll_s: Annotated[float, typer.Option("--poll-s", min=0.05, help="Seconds between looks at the alias.")] = 5.0,
-    budget_ms: Annotated[int, typer.Option("--budget-ms", min=1, help="Would it wait longer, it is told 429.")] = 1000,
+    budget_ms: Annotated[int, typer.Option("--budget-ms", min=0, help="To wait longer is 429; 0: measured.")] = 1000,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Clips admitted at once.")] = 128,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of a request's body.")] = 32,
     max_s: Annotated[float, typer.Option("--max-s", min=0.1, help="Seconds of audio of a clip.")] = 300.0,
@@ -48,7 +48,7 @@ def serve(
         request_s=timeout_s,
         queue=queue,
         batch_s=batch_s,
-        budget_s=budget_ms / 1000,
+        budget_s=budget_ms / 1000 or None,
     )
     _log()
     service = Service(_source(model, alias), limits, device=device or None, poll_s=poll_s, key=api_key())

@@ -25,57 +25,11 @@ from aut.serving.engine import Ask
 from aut.serving.gate import SERVED, Gate
 from aut.serving.intake import Asked, body_of, parse, parse_mlflow
 from aut.serving.limits import Refused
+from aut.serving.openapi import BODIES, CLASSIFIED, EMBEDDED, HEARD, PREDICTED, TABLE
 from aut.serving.service import Answered, Service, unless_gone
 
 BIG = 1 << 16  # numbers of an answer that is written in a thread
 Pool = Literal["mean", "none"]
-BODIES = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-            "audio/*": {"schema": {"type": "string", "format": "binary"}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["input"],
-                    "properties": {
-                        "input": {
-                            "description": "base64 audio (wav, flac, ogg, mp3), or a list of it",
-                            "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-                        },
-                        "encoding_format": {"enum": ["float", "base64"]},
-                    },
-                }
-            },
-        },
-    }
-}
-TABLE = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"type": "object"},
-                "example": {"dataframe_split": {"columns": ["audio"], "data": [["<base64>"]]}},
-            }
-        },
-    }
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "the request cannot be understood; error.reason says why"},
-    413: {"description": "over a limit of bytes, clips or seconds"},
-    422: {"description": "no audio: error.reason is not_audio, truncated, too_long ..."},
-    429: {"description": "full; Retry-After says when to try again"},
-    503: {"description": "no version to answer yet"},
-    504: {"description": "the deadline passed"},
-}
 
 
 def create(service: Service) -> Gate:
@@ -99,10 +53,10 @@ def create(service: Service) -> Gate:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Refused, _refused)
-    app.post("/v1/embeddings", response_model=None, openapi_extra=BODIES, responses=ERRORS)(embeddings)
-    app.post("/v1/classify", response_model=None, openapi_extra=BODIES, responses=ERRORS)(classify)
-    app.post("/v1/features", response_model=None, openapi_extra=BODIES, responses=ERRORS)(features)
-    app.post("/invocations", response_model=None, openapi_extra=TABLE, responses=ERRORS)(invocations)
+    app.post("/v1/embeddings", response_model=None, openapi_extra=BODIES, responses=EMBEDDED)(embeddings)
+    app.post("/v1/classify", response_model=None, openapi_extra=BODIES, responses=CLASSIFIED)(classify)
+    app.post("/v1/features", response_model=None, openapi_extra=BODIES, responses=HEARD)(features)
+    app.post("/invocations", response_model=None, openapi_extra=TABLE, responses=PREDICTED)(invocations)
     for path, teller in TELLERS.items():
         app.get(path, response_model=None)(teller)
     pages.add_to(app)
@@ -164,10 +118,8 @@ async def invocations(request: Request) -> Response:
     service = _service(request)
     async with body_of(request, service.limits, service.slots) as body:
         asked = parse_mlflow(body, service.limits)
-    done = await _answered(request, asked.files, Ask(frames=True))
-    means = [r["frames"].mean(axis=0, dtype="float64").tolist() for r in done.results]
-    rows = [{"embedding": m, "valid_frames": len(r["frames"])} for m, r in zip(means, done.results, strict=True)]
-    return dumped({"predictions": rows})
+    done = await _answered(request, asked.files, Ask())
+    return dumped({"predictions": [{"embedding": result["valid"].tolist()} for result in done.results]})
 
 
 async def models(request: Request) -> Response:

@@ -8,9 +8,16 @@ Why   everything is bounded before it is allocated: bytes, clips, seconds, waiti
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
+
+PATIENCE = 0.5  # of the time alone: waiting and a pass slowed by others then stay within twice that time
+UNMEASURED_S = 0.1  # the budget before a request has been alone
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Limits:
     request_s: float = 30.0  # from the first byte to the answer
     queue: int = 128  # clips admitted: being decoded, waiting, or computed
     queue_s: float = 1_800.0  # seconds of decoded audio that wait: 115 MB
-    budget_s: float = 1.0
+    budget_s: float | None = 1.0  # None: measured, see Slots
     free: int = 2  # clips that are admitted whatever the estimate says: one a worker
     batch_clips: int = 32
     batch_s: float = 16.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
@@ -54,14 +61,24 @@ class Slots:
         self.limits = limits
         self.clips = self.bytes = 0
         self.pace_s = 0.0  # seconds of computing a clip, a moving average
+        self._came = 0
+        self._alone: deque[float] = deque(maxlen=200)  # seconds of requests that met nobody
+        self._patience_s = UNMEASURED_S
 
     def wait_s(self) -> float:
         return self.clips * self.pace_s
 
+    @property
+    def budget_s(self) -> float:
+        """What a newcomer may wait: the limit, or `PATIENCE` of the time that nearly every request takes alone."""
+        if self.limits.budget_s is not None:
+            return self.limits.budget_s
+        return self._patience_s
+
     def check(self, clips: int = 1) -> None:
         """Refused 429 where `clips` more do not fit, in number or in waiting time."""
         full = self.clips + clips > self.limits.queue
-        late = self.clips >= self.limits.free and self.wait_s() > self.limits.budget_s
+        late = self.clips >= self.limits.free and self.wait_s() > self.budget_s
         if full or late:
             what = f"{self.clips} clips are being worked on, about {self.wait_s():.1f} s"
             raise Refused(429, "busy", f"{what}: try again later", self.wait_s())
@@ -69,9 +86,15 @@ class Slots:
     @contextmanager
     def hold(self, clips: int) -> Iterator[None]:
         self.check(clips)
+        alone, started = self.clips == 0, time.monotonic()
         self.clips += clips
+        self._came += 1
+        came = self._came
         try:
             yield
+            if alone and came == self._came:
+                self._alone.append(time.monotonic() - started)
+                self._patience_s = PATIENCE * float(np.quantile(self._alone, 0.99))
         finally:
             self.clips -= clips
 

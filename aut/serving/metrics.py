@@ -24,6 +24,7 @@ class Metrics:
         self.audio = Counter("aut_audio_seconds", "Seconds of audio computed.", registry=r)
         self.swaps = Counter("aut_version_loaded", "Versions loaded since the start.", registry=r)
         self.version = Gauge("aut_version", "1 for the version that answers.", ["version", "weights"], registry=r)
+        self.lost = Gauge("aut_workers_lost", "Processes that died at their work.", ["kind"], registry=r)
         queue = Gauge("aut_queue_clips", "Clips admitted and not yet answered.", registry=r)
         queue.set_function(lambda: slots.clips)
         held = Gauge("aut_held_bytes", "Bytes of request bodies in memory.", registry=r)

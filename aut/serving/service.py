@@ -62,6 +62,8 @@ class Service:
         self.batcher.batched = self.metrics.batched
         count = min(4, os.cpu_count() or 1)
         self.decoders = Decoders(count, self.limits.clip_s)
+        self.metrics.lost.labels("decoder").set_function(lambda: self.decoders.lost)
+        self.metrics.lost.labels("engine").set_function(self.watcher.lost)
         self.threads = ThreadPoolExecutor(count, thread_name_prefix="aut-decode")
 
     def start(self) -> None:

@@ -94,6 +94,10 @@ class Watcher:
     def answering(self) -> Served | None:
         return self._served
 
+    def lost(self) -> int:
+        """Processes of the answering version that died."""
+        return self._served.encoder.lost if self._served else 0
+
     def start(self) -> None:
         self._thread.start()
 

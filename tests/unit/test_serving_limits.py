@@ -157,6 +157,21 @@ def test_who_would_wait_over_the_budget_is_refused(version):
     slots.check()
 
 
+def test_a_measured_budget_follows_what_a_request_takes_alone():
+    slots = Slots(Limits(budget_s=None, free=1))
+    for _ in range(3):
+        with slots.hold(1):
+            time.sleep(0.02)
+    assert 0.01 <= slots.budget_s < 0.5
+    measured = slots.budget_s
+    with slots.hold(1), slots.hold(1):  # neither was alone
+        time.sleep(0.05)
+    assert slots.budget_s == measured
+    slots.computed(1, 10 * measured)
+    with slots.hold(1), pytest.raises(Refused):
+        slots.check()
+
+
 def test_the_deadline_is_kept_and_late_work_is_dropped(version):
     calls = []
     limits = Limits(request_s=0.3, batch_clips=1, linger_s=0, workers=1)
