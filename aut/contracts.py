@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -128,8 +128,14 @@ class Tracker(Protocol):
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table to look at beside the run; one of the same name is replaced."""
+
     def dataset(self, name: str, digest: str, rows: int, path: Path) -> None:
         """A data input: `digest` covers every row (MLflow's own looks at the first 10,000)."""
+
+    def goes_on(self, marker: Path) -> None:
+        """This run goes on with the work of the run that the file `marker` names, and is named there from now on."""
 
 
 class Silent:
@@ -147,5 +153,11 @@ class Silent:
     def artifact(self, path: Path, folder: str = "") -> None:
         pass
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        pass
+
     def dataset(self, name: str, digest: str, rows: int, path: Path) -> None:
+        pass
+
+    def goes_on(self, marker: Path) -> None:
         pass

@@ -1,11 +1,13 @@
 """Guard: ends this process when the one that started it is gone.
 
 In    the ancestors at the time of the call: the parent and, where that is a shell, the grandparent
-Out   SIGTERM to ourselves when one of them dies, SIGKILL when that did not help in GRACE_S
+Out   SIGTERM to ourselves when one of them dies, SIGKILL when that did not help in AUT_GRACE_S
 Why   DVC runs a stage as dvc -> sh -> python and leaves the child alive when it is killed itself: an orphan would
       hold the work's lock and the GPU. PR_SET_PDEATHSIG would only watch the shell, which outlives dvc.
       Price: a thread that wakes once a second.
 Run   `end_with_parent()`
+
+AUT_GRACE_S   seconds that a process told to stop has for its checkpoint (default 300)
 """
 
 from __future__ import annotations
@@ -17,15 +19,26 @@ import threading
 import time
 from typing import Any
 
+from aut.errors import ConfigError
+
 EVERY_S = 1.0
-GRACE_S = 60.0  # time to write a checkpoint after SIGTERM
+GRACE_S = 300.0  # 19 GB of a large model's checkpoint, to a slow disk
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "busybox"}
 
 
-def end_with_parent(every_s: float = EVERY_S, grace_s: float = GRACE_S) -> None:
+def end_with_parent(every_s: float = EVERY_S) -> None:
     """Starts the watch, as a daemon thread. A process is its pid *and* start time: pids are used again."""
     watched = ancestors()
-    threading.Thread(target=_watch, args=(watched, every_s, grace_s), name="end-with-parent", daemon=True).start()
+    threading.Thread(target=_watch, args=(watched, every_s, grace_s()), name="end-with-parent", daemon=True).start()
+
+
+def grace_s() -> float:
+    """Seconds between being told to stop and being killed."""
+    text = os.environ.get("AUT_GRACE_S") or str(GRACE_S)
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        raise ConfigError(f"AUT_GRACE_S={text} is no number of seconds", f"unset it; default {GRACE_S:g}") from None
 
 
 def ancestors() -> list[Any]:

@@ -35,6 +35,7 @@ SHIPPED = "shipped.json"  # {"offset": bytes accepted by MLflow, "key": ..., "en
 POLL_S = 0.3
 BACKOFF_MAX_S = 15.0
 CHUNK_B = 1 << 20  # of events read at once
+TABLES = "mlflow.loggedArtifacts"
 FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")  # asking again does not help
 
 
@@ -143,6 +144,10 @@ class Folder:
                     tags |= event["values"]
                 case "artifact":
                     self._artifact(run_id, event)
+                case "table":
+                    self._table(run_id, event)
+                case "goes_on":
+                    self._goes_on(run_id, Path(event["marker"]))
                 case "dataset":
                     self._dataset(run_id, event)
                 case "end":
@@ -179,6 +184,23 @@ class Folder:
             client(self.uri).log_artifacts(run_id, str(path), "/".join(filter(None, (target, path.name))))
         elif path.exists():
             client(self.uri).log_artifact(run_id, str(path), target)
+
+    def _table(self, run_id: str, event: Mapping[str, Any]) -> None:
+        """The file, and the tag by which MLflow's pages know it for a table."""
+        self._artifact(run_id, {"path": event["path"], "folder": ""})
+        known = json.loads(client(self.uri).get_run(run_id).data.tags.get(TABLES, "[]"))
+        entry = {"path": Path(event["path"]).name, "type": "table"}
+        if entry not in known:
+            client(self.uri).set_tag(run_id, TABLES, json.dumps([*known, entry]))
+
+    def _goes_on(self, run_id: str, marker: Path) -> None:
+        """Names the run whose work this one goes on with. A finished training has removed its folder's marker."""
+        with suppress(AutError):
+            before = read_json(marker)["run_id"]
+            if before != run_id:
+                client(self.uri).set_tag(run_id, "aut.resumes", before)
+        if marker.parent.exists():
+            write_json(marker, {"run_id": run_id})
 
     def _dataset(self, run_id: str, event: Mapping[str, Any]) -> None:
         entities = mlflow_module().entities

@@ -21,14 +21,15 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Silent
+from aut.edges.system import watched
 from aut.errors import AutError, Busy
-from aut.files import digest_file, locked, read_json
+from aut.files import digest_file, locked, read_json, write_json
 from aut.layout import Layout
 
 EVENTS = "events.jsonl"
@@ -71,6 +72,15 @@ class Spool:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
         self.write("artifact", path=copy.relative_to(self.folder).as_posix(), folder=folder)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Kept as JSON in the layout that MLflow shows as a table; the newest of a name is the one that is shown."""
+        path = self.folder / "files" / f"{os.getpid()}-{name}" / f"{name}.json"
+        write_json(path, {"columns": list(columns), "data": [list(row) for row in rows]})
+        self.write("table", path=path.relative_to(self.folder).as_posix())
+
+    def goes_on(self, marker: Path) -> None:
+        self.write("goes_on", marker=str(marker))
 
     def dataset(self, name: str, digest: str, rows: int, path: Path) -> None:
         self.write("dataset", name=name, digest=digest, rows=rows, path=str(path))
@@ -140,7 +150,7 @@ def stage_tracker(stage: str, item: str, layout: Layout) -> Iterator[StageTracke
     folder = new_folder(Path(held) if held else layout.work / "spool" / "alone", f"{stage}@{item}" if item else stage)
     alone = None if held else _Alone(folder, layout)
     track = StageTracker(folder, identity, alone.send if alone else None)
-    with locked(folder / ALIVE, f"stage {stage}"):
+    with locked(folder / ALIVE, f"stage {stage}"), watched(track):
         track.write("start", name=f"{stage}@{item}" if item else stage, tags=_run_tags(identity), **_parent(identity))
         try:
             yield track

@@ -23,7 +23,7 @@ from aut.contracts import Tracker
 from aut.errors import ConfigError, DataError, MissingInput
 from aut.files import digest_file, replacing, write_json
 from aut.layout import Layout
-from aut.training.job import Job, empty_draft, execute, source_roots, summary, workplace, write_model
+from aut.training.job import Job, empty_draft, execute, finished, source_roots, summary, workplace, write_model
 from aut.training.plan import plan
 from aut.units import DOMAINS, Domain
 
@@ -53,7 +53,6 @@ def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report
 def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
     """A small Whisper, on the speech pool less what the screen blocked."""
     from aut.order import Order
-    from aut.training.checkpoint import discard
     from aut.training.kept import Kept, held_out
     from aut.training.model import new_whisper
 
@@ -82,7 +81,7 @@ def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
         if int(os.environ.get("RANK", "0")) == 0:
             with replacing(layout.model(name), draft):
                 write_model(whisper, draft, facts)
-            discard(work)
+            finished(job, work)
     return facts
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ import numpy as np
 from aut.config import Params
 from aut.contracts import Tracker
 from aut.errors import ConfigError, MissingInput
-from aut.files import digest_file, replacing
+from aut.files import digest_bytes, digest_file, digest_json, read_json, replacing, write_json
 from aut.layout import Layout
 from aut.order import Order
-from aut.training.checkpoint import discard
 from aut.training.job import (
     Job,
+    code_digest,
     empty_draft,
     execute,
+    finished,
     source_roots,
     summary,
     workplace,
@@ -35,7 +37,7 @@ from aut.training.job import (
     write_model,
 )
 from aut.training.kept import Kept, held_out
-from aut.training.plan import matched, plan, seconds
+from aut.training.plan import Plan, matched, plan, seconds
 from aut.units import Domain
 
 SPEECH: list[Domain] = ["speech"]
@@ -68,7 +70,7 @@ def finetune(params: Params, layout: Layout, track: Tracker, arm: str, seed: int
                 del whisper  # speech is measured from what was saved
                 facts |= write_speech(draft, base, job.held_out, source_roots(params, layout), job.training)
             write_curve(layout.plot("finetune", job.name), state)
-            discard(work)
+            finished(job, work)
     return facts
 
 
@@ -81,20 +83,20 @@ def _job(
     whole = plan(section.schedule, mixture.length)
     fixed = Order.of_mixture(layout.mixture, 0)  # all arms and seeds hold out the same rows: their losses are compared
     held = held_out(fixed, eval_clips)
-    order, own = Kept(mixture, held), whole
-    matching = {"planned_seconds": seconds(order, whole.clips, max_s)}
-    if arm == "control":
-        matching = {"adapted_planned_seconds": matching["planned_seconds"]}
-        speech = Kept(Order.of_mixture(layout.mixture, seed, domains=SPEECH), held)
-        order, own = speech, matched(whole, order, speech, max_s)
-        matching["planned_seconds"] = seconds(order, own.clips, max_s)
+    order = Kept(mixture, held)
+    speech = Kept(Order.of_mixture(layout.mixture, seed, domains=SPEECH), held) if arm == "control" else None
+    summed = {"mixture": mixture.digest, "seed": seed, "clips": whole.clips, "steps": whole.steps, "max_s": max_s}
+    summed |= {"held": digest_bytes(held.tobytes()), "arm": arm, "code": code_digest()}
+    memory = layout.work / "finetune/plans" / f"{digest_json(summed)}.json"
+    clips, matching = _remembered(memory, lambda: _matched(whole, order, speech, max_s))
+    own = Plan(whole.steps, clips)
     job = Job(
         stage="finetune",
         name=f"{arm}-{seed}",
         seed=seed,
         schedule=section.schedule,
         training=section.training,
-        order=order,
+        order=speech or order,
         plan=own,
         held_out=fixed.rows(np.arange(min(eval_clips, fixed.length // 4), dtype=np.int64)),
         inputs={"arm": arm, "base": weights, "mixture": mixture.digest},
@@ -102,11 +104,27 @@ def _job(
     return job, matching
 
 
+def _matched(whole: Plan, mixture: Kept, speech: Kept | None, max_s: float) -> tuple[int, dict[str, float]]:
+    """Clips of the arm, and its audio; `speech` is the control's order. Looks at every clip's duration."""
+    planned_s = seconds(mixture, whole.clips, max_s)
+    if speech is None:
+        return whole.clips, {"planned_seconds": planned_s}
+    own = matched(whole, mixture, speech, max_s)
+    return own.clips, {"adapted_planned_seconds": planned_s, "planned_seconds": seconds(speech, own.clips, max_s)}
+
+
+def _remembered(path: Path, make: Callable[[], tuple[int, dict[str, float]]]) -> tuple[int, dict[str, float]]:
+    """What `make` gives, from `path` where it was made before: minutes at 40M positions, which no resume may take."""
+    if not path.exists():
+        clips, matching = make()
+        write_json(path, {"clips": clips, "matching": matching})
+    found = read_json(path)
+    return found["clips"], found["matching"]
+
+
 def _weights(base: Path) -> str:
     """Digest of the base model's weights, and a clear word where it has none."""
     files: list[Any] = sorted(base.glob("*.safetensors"))
     if not files:
         raise MissingInput(f"{base} holds no weights", "run `aut base base`")
-    from aut.files import digest_json
-
     return digest_json([[p.name, digest_file(p)] for p in files])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from aut.errors import DataError
 from aut.files import digest_file, read_json, replacing, write_json
 
 DIGESTS = "digests.json"
+RUN = "run.json"  # which tracked run made the checkpoints beside it
 
 
 @dataclass
@@ -30,9 +32,12 @@ class State:
     step       optimiser steps done
     window     sums since the last logged row
     log        metrics rows so far: a resumed run has them all
+    origin     digests of the model it started from and of the rows it is trained on
+    captions   samples of every evaluation (aut/training/captions.py)
     """
 
     identity: str
+    origin: dict[str, str] = field(default_factory=dict)
     step: int = 0
     clips: int = 0
     valid_s: float = 0.0
@@ -48,6 +53,7 @@ class State:
     log: list[dict[str, float]] = field(default_factory=list)
     evals: list[dict[str, float]] = field(default_factory=list)
     spikes: list[dict[str, Any]] = field(default_factory=list)
+    captions: list[list[Any]] = field(default_factory=list)
 
     @property
     def eval_loss(self) -> float:
@@ -81,9 +87,10 @@ def finish(work: Path, draft: Path, state: State, keep: int) -> Path:
 
 
 def discard(work: Path) -> None:
-    """Removes a finished job's checkpoints and drafts; its lock stays."""
-    for folder in (*checkpoints(work), *work.glob(".step-*"), *work.glob("out-*")):
+    """Removes a finished job's checkpoints and drafts, and who made them; its lock stays."""
+    for folder in (*checkpoints(work), *work.glob(".step-*"), *work.glob(".up-*"), *work.glob("out-*")):
         shutil.rmtree(folder, ignore_errors=True)
+    (work / RUN).unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> State:
@@ -91,19 +98,27 @@ def read_state(folder: Path) -> State:
     return State(**{f.name: values[f.name] for f in fields(State)})
 
 
-def newest(work: Path, identity: str) -> tuple[Path, State] | None:
-    """The newest checkpoint whose files are whole. DataError where it belongs to other inputs."""
+def newest(work: Path, identity: str, origin: Mapping[str, str] | None = None) -> tuple[Path, State] | None:
+    """The newest checkpoint whose files are whole. DataError where it belongs to another model or other rows."""
     for folder in reversed(checkpoints(work)):
-        if not _whole(folder):
+        if not whole(folder):
             print(f"{folder} was cut short: the checkpoint before it is used", file=sys.stderr)  # noqa: T201
             continue
         state = read_state(folder)
         if state.identity != identity:
             raise DataError(
-                f"{folder} belongs to inputs {state.identity}, this run has {identity}", f"move {work} away"
+                f"{folder} belongs to another training: {_differences(state, identity, origin or {})}",
+                f"move {work} away",
             )
         return folder, state
     return None
+
+
+def _differences(state: State, identity: str, origin: Mapping[str, str]) -> str:
+    """What differs, both sides named."""
+    named = [(name, state.origin.get(name, "unknown"), origin[name]) for name in origin]
+    told = [f"its {name} is {theirs}, this run's is {ours}" for name, theirs, ours in named if theirs != ours]
+    return "; ".join(told or [f"its inputs (params, code) are {state.identity}, this run's are {identity}"])
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -111,7 +126,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): digest_file(p) for p in files}
 
 
-def _whole(folder: Path) -> bool:
+def whole(folder: Path) -> bool:
+    """Whether every file is as it was when the checkpoint was finished."""
     try:
         return bool(read_json(folder / DIGESTS) == _digests(folder))
     except Exception:  # whatever is wrong with it, it is not whole

@@ -8,15 +8,14 @@ Why   a step is the same clips whatever computes it: positions are arithmetic, a
       Price: 16 bits, of which the augmented mel notices nothing.
 Run   `for batch in Loader(...).steps(plan, first=0): ...`
 
-AUT_LOADERS   decoding threads (default: as many as the torch threads; decoding releases the interpreter's lock)
-AUT_MICRO_S   padded seconds a micro-batch may hold (default 20 on a CPU, 960 on a GPU: 32 clips of 30 s)
+AUT_LOADERS   decoding threads (default: as many as the torch threads, beside a GPU its part of the cores; decoding
+              releases the interpreter's lock)
 
 `B` clips, `T` samples, `L` target tokens.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import deque
@@ -37,8 +36,9 @@ from aut.units import DOMAINS, RATE_HZ
 
 if TYPE_CHECKING:
     from aut.training.kept import Kept
+    from aut.training.sizes import Sizes
 
-LOOK_AHEAD = 4  # steps decoded before they are needed
+LOOK_AHEAD = 4  # steps decoded before they are needed, at least
 CACHE_BYTES = 1_000_000_000
 MAX_REPLACEMENTS = 100  # unreadable clips in a row before we give up
 IGNORED = -100  # target that counts nowhere
@@ -74,6 +74,24 @@ class Micro:
     def tokens(self) -> int:
         return int((self.targets_BL != IGNORED).sum())
 
+    @property
+    def seconds(self) -> float:
+        """Of the longest clip."""
+        return float(self.x_BT.shape[1] / RATE_HZ)
+
+    def halves(self) -> list[Micro]:
+        """The same clips in two micro-batches, each cut to its own longest."""
+        half = len(self.n_B) // 2
+        return [self._part(slice(None, half)), self._part(slice(half, None))]
+
+    def _part(self, rows: slice) -> Micro:
+        longest = int(self.n_B[rows].max())
+        tokens = int((self.targets_BL[rows] != IGNORED).sum(axis=1).max())
+        ids_BL, targets_BL = self.ids_BL[rows, :tokens], self.targets_BL[rows, :tokens]
+        return Micro(
+            self.x_BT[rows, :longest], self.n_B[rows], ids_BL, targets_BL, self.domain_B[rows], self.position_B[rows]
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -103,8 +121,8 @@ def collate(examples: Sequence[Example]) -> Micro:
     return Micro(x_BT, n_B, ids_BL, targets_BL, domain_B, position_B)
 
 
-def divide(seconds: Sequence[float], budget_s: float, world: int) -> list[list[int]]:
-    """Indices of a step's rows, longest first, in groups of at most `world * budget_s` padded seconds.
+def divide(seconds: Sequence[float], sizes: Callable[[float], int], world: int) -> list[list[int]]:
+    """Indices of a step's rows, longest first, in groups of `world` micro-batches; `sizes(longest)` clips in each.
 
     Each group holds `world` rows at least and is dealt out `group[rank::world]`, so that every process
     has the same number of micro-batches of almost the same length: collectives never wait for one that is missing.
@@ -113,7 +131,7 @@ def divide(seconds: Sequence[float], budget_s: float, world: int) -> list[list[i
     groups: list[list[int]] = []
     start = 0
     while start < len(order):
-        size = max(1, int(budget_s // max(seconds[order[start]], 1e-3))) * world
+        size = sizes(seconds[order[start]]) * world
         if len(order) - start - size < world:  # a rest too small to deal out
             size = len(order) - start
         groups.append(order[start : start + size])
@@ -130,15 +148,16 @@ class Loader:
         roots: Mapping[str, Path],
         targets: Targets,
         max_s: float,
-        budget_s: float,
+        sizes: Sizes,
         rank: int = 0,
         world: int = 1,
         threads: int = 1,
     ) -> None:
-        self._order, self._roots, self._targets = order, roots, targets
-        self._max_s, self._budget_s, self._rank, self._world = max_s, budget_s, rank, world
+        self._order, self._roots, self.targets = order, roots, targets
+        self._max_s, self._sizes, self._rank, self._world = max_s, sizes, rank, world
         self._cache = Cache(CACHE_BYTES)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
+        self._ahead = max(LOOK_AHEAD, threads)  # a step is one thread's work
         self._said: set[str] = set()
         self._ordering = threading.Lock()  # an Order's caches belong to one thread at a time
 
@@ -150,21 +169,25 @@ class Loader:
         waiting: deque[Future[Batch]] = deque()
         for step in range(first, plan.steps):
             waiting.append(self._pool.submit(self._batch, step, plan.positions(step)))
-            if len(waiting) > LOOK_AHEAD:
+            if len(waiting) > self._ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
     def batch(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Rows that are given, not computed: for evaluation. Unreadable ones are left out."""
+        return self._grouped(step, self.examples(rows), self._rank, self._world)
+
+    def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows that are given, the same in every process. Unreadable ones are left out."""
         fetched = [self._try(i, row) for i, row in enumerate(rows)]
-        return self._grouped(step, [e for e in fetched if e is not None], self._rank, self._world)
+        return [e for e in fetched if e is not None]
 
     def _batch(self, step: int, positions: NDArray[np.int64]) -> Batch:
         with self._ordering:
             rows = self._order.rows(positions)
         lengths = [min(float(row["duration_s"]), self._max_s) for row in rows]
-        groups = divide(lengths, self._budget_s, self._world)
+        groups = divide(lengths, self._sizes, self._world)
         replaced = 0
         micros, ids, valid_s, padded_s = [], [], 0.0, 0.0
         for group in groups:
@@ -181,7 +204,7 @@ class Loader:
         return Batch(step, micros, ids, replaced, valid_s, padded_s)
 
     def _grouped(self, step: int, examples: list[Example], rank: int, world: int) -> Batch:
-        groups = divide([e.seconds for e in examples], self._budget_s, world) if examples else []
+        groups = divide([e.seconds for e in examples], self._sizes, world) if examples else []
         shares = [[examples[i] for i in group[rank::world]] for group in groups]
         ids = [e.id for share in shares for e in share]
         return Batch(step, [collate(share) for share in shares if share], ids, 0)
@@ -212,7 +235,7 @@ class Loader:
                 self._said.add(str(row["id"]))
                 print(f"{row['id']}: {error}: the next of its domain takes its place", file=sys.stderr)  # noqa: T201
             return None
-        ids = self._targets(row["text"] or "")
+        ids = self.targets(row["text"] or "")
         return Example(position, str(row["id"]), DOMAINS.index(row["domain"]), pcm_T, ids)
 
     def _decode(self, row: Mapping[str, Any]) -> NDArray[np.int16]:
@@ -246,8 +269,3 @@ class Cache:
                 self._kept[key] = made
                 self._held_b += made.nbytes
         return made
-
-
-def budget_s(device: str) -> float:
-    """Padded seconds of one micro-batch, a matter of memory: AUT_MICRO_S, or what fits the device usually."""
-    return float(os.environ.get("AUT_MICRO_S") or (20.0 if device == "cpu" else 960.0))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import os
+import resource
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from aut.config import Schedule, Training
 from aut.errors import ConfigError
 from aut.training.data import Micro
 from aut.training.model import Captioner, Sums
+from aut.training.sizes import Sizes, budget, out_of_memory, release
+from aut.units import DOMAINS
 
 
 def set_threads() -> int:
@@ -46,6 +50,7 @@ class Engine:
     """One process, plain torch."""
 
     rank, world = 0, 1
+    apart = False  # whether weights are whole only while their module runs, on all processes together
 
     def __init__(self, model: Captioner, schedule: Schedule, training: Training) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,23 +60,85 @@ class Engine:
             parameter_groups(model, schedule.weight_decay), lr=schedule.lr, betas=schedule.betas, fused=True
         )
         self.clip_norm = schedule.clip_norm or float("inf")
-        self.bf16 = training.precision == "bf16"
+        self._configure(training)
+
+    def _configure(self, training: Training) -> None:
+        self.bf16, self.padded = training.precision == "bf16", training.length == "padded"
+        self.sizes: Sizes = budget(training, self.device.type)  # told of micro-batches that do not fit
+        self._at = 0  # the micro-batch under way
+        self._said: set[int] = set()
 
     def forward(self, micro: Micro) -> Sums:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             sums: Sums = self.model(micro, self.device)
         return sums
 
-    def accumulate(self, micros: list[Micro], tokens: float) -> tuple[Tensor, Tensor]:
-        """Adds the gradient of (sum of losses / tokens) over the micro-batches -> loss_G, tokens_G of this process."""
+    def accumulate(self, micros: list[Micro], tokens: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of (sum of losses / tokens) over the micro-batches -> loss_G, tokens_G of this process.
+
+        One that does not fit the memory is halved and the step begun anew, with the same random numbers.
+        """
+        while True:
+            torch.manual_seed(seed)
+            try:
+                return self._accumulated(micros, tokens)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            waits = not self._may_split(last=self._at == len(micros) - 1)
+            micros = self._halved(micros, self._at, waits)  # outside the handler, whose traceback holds the tensors
+
+    def _accumulated(self, micros: list[Micro], tokens: float) -> tuple[Tensor, Tensor]:
         loss_G = tokens_G = torch.zeros([])
-        for i, micro in enumerate(micros):
-            last = i == len(micros) - 1
+        for self._at, micro in enumerate(micros):
+            last = self._at == len(micros) - 1
             with self._syncing(last):
                 sums = self.forward(micro)
                 self._backward(sums.loss * (self.world / tokens), last)
             loss_G, tokens_G = loss_G.to(self.device) + sums.loss_G, tokens_G.to(self.device) + sums.tokens_G
         return loss_G, tokens_G
+
+    @torch.no_grad()
+    def look(self, micro: Micro) -> Tensor:
+        """[loss_G, tokens_G] of this process, for evaluation; split where it does not fit."""
+        left, sums = [micro], torch.zeros(2, len(DOMAINS), dtype=torch.float64, device=self.device)
+        while left:
+            try:
+                found = self.forward(left[0])
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                sums, left = sums + torch.stack([found.loss_G, found.tokens_G]), left[1:]
+                continue
+            left = self._halved(left, 0, waits=self.apart)
+        return sums
+
+    def _halved(self, micros: list[Micro], at: int, waits: bool) -> list[Micro]:
+        """The micro-batches with number `at` in two, and smaller ones from now on.
+
+        ConfigError where it is one clip, or other processes wait for just these (`waits`).
+        """
+        micro = micros[at]
+        clips, seconds = len(micro.n_B), micro.seconds
+        self.sizes.shrink(clips, seconds)
+        self.clear()
+        release(self.device)
+        said = f"a micro-batch of {clips} clips of up to {seconds:.1f} s does not fit {self.device}"
+        if clips == 1:
+            raise ConfigError(said, "set training.activation_checkpointing=true, or a lower max_s")
+        if waits:
+            raise ConfigError(
+                f"{said}, and other processes wait for it", "start again, it is halved then; or lower AUT_MICRO_S"
+            )
+        if clips not in self._said:
+            print(f"{said}: it is split", file=sys.stderr)  # noqa: T201
+        self._said.add(clips)
+        return [*micros[:at], *micro.halves(), *micros[at + 1 :]]
+
+    def _may_split(self, last: bool) -> bool:
+        """Whether another number of micro-batches disturbs nobody."""
+        return True
 
     def update(self, lr: float, loss: float) -> float:
         """Clips and takes the step, unless loss or gradients are not finite; the norm before clipping."""
@@ -93,6 +160,16 @@ class Engine:
     def agree(self, value: str) -> str:
         """Process 0's value, in every process."""
         return value
+
+    def gather(self, values: list[str]) -> list[str]:
+        """Those of all processes, in every process."""
+        return values
+
+    def memory_gb(self) -> float:
+        """The most that this process has held so far: of the GPU's memory, or of the host's where there is none."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -144,6 +221,11 @@ class Parallel(Engine):
         torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def gather(self, values: list[str]) -> list[str]:
+        lists: list[list[str]] = [[] for _ in range(self.world)]
+        torch.distributed.all_gather_object(lists, values)
+        return [value for share in lists for value in share]
+
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()
 
@@ -158,6 +240,9 @@ class Parallel(Engine):
 
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else self._accelerator.no_sync(self.model)
+
+    def _may_split(self, last: bool) -> bool:
+        return not last  # in the last one's backward pass, gradients are already being summed
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         self._accelerator.backward(loss)

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,10 @@ from aut.layout import Layout
 
 if TYPE_CHECKING:
     from aut.training.checkpoint import State
+    from aut.training.engine import Engine
     from aut.training.kept import Kept
     from aut.training.plan import Plan
+    from aut.training.sizes import Sizes
 
 CODE = ("training", "audio", "encoders/whisper.py", "order.py", "stages/base.py", "stages/finetune.py")
 LAST_ROWS = 10  # logged rows whose mean is the final loss
@@ -45,6 +48,11 @@ class Job:
     plan: Plan
     held_out: list[dict[str, Any]]
     inputs: Mapping[str, Any]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a refused checkpoint is told apart by."""
+        return {"model": str(self.inputs.get("base", "trained from nothing")), "mixture": self.order.digest}
 
     @property
     def identity(self) -> str:
@@ -88,11 +96,13 @@ def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], wor
     import torch
 
     from aut.training.augment import Augment
-    from aut.training.data import Loader, budget_s
+    from aut.training.checkpoint import RUN
+    from aut.training.data import Loader
     from aut.training.engine import open_engine, set_threads
     from aut.training.loop import Run, train
     from aut.training.model import Captioner
     from aut.training.tokenizer import Targets
+    from aut.training.upload import uploads
 
     threads = set_threads()
     torch.manual_seed(job.seed)
@@ -103,30 +113,66 @@ def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], wor
         roots,
         Targets(tokens, job.training.language),
         max_s=job.training.max_s,
-        budget_s=budget_s(engine.device.type),
+        sizes=_sizes(job, engine, work),
         rank=engine.rank,
         world=engine.world,
-        threads=int(os.environ.get("AUT_LOADERS") or threads),
+        threads=_decoders(engine, threads),
     )
+    track.goes_on(work / RUN)
     try:
-        what = f"{job.stage} {job.name}"
-        run = Run(
-            what,
-            engine,
-            loader,
-            job.plan,
-            job.schedule,
-            job.training,
-            job.held_out,
-            work,
-            job.identity,
-            job.seed,
-            track,
-        )
-        return train(run)
+        with uploads(f"{job.stage}/{job.identity}") as second:
+            return train(
+                Run(
+                    what=f"{job.stage} {job.name}",
+                    engine=engine,
+                    loader=loader,
+                    plan=job.plan,
+                    schedule=job.schedule,
+                    training=job.training,
+                    held_out=job.held_out,
+                    work=work,
+                    identity=job.identity,
+                    origin=job.origin,
+                    seed=job.seed,
+                    track=track,
+                    uploads=second,
+                )
+            )
     finally:
         loader.close()
         engine.close()
+
+
+def finished(job: Job, work: Path) -> None:
+    """The output stands: removes the checkpoints, here and in the second place."""
+    from aut.training.checkpoint import discard
+    from aut.training.upload import uploads
+
+    discard(work)
+    with uploads(f"{job.stage}/{job.identity}") as second:
+        second.discard()
+
+
+def _decoders(engine: Engine, threads: int) -> int:
+    """Decoding threads: AUT_LOADERS; beside a GPU this process's part of the cores, else as many as torch has."""
+    if named := os.environ.get("AUT_LOADERS"):
+        return int(named)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return threads if engine.device.type == "cpu" else max(1, (os.cpu_count() or 1) // here)
+
+
+def _sizes(job: Job, engine: Engine, work: Path) -> Sizes:
+    """The loader's micro-batches; the first process looks for them, the others read what it found."""
+    from aut.training.sizes import micro_sizes
+
+    share, folder = -(-job.schedule.batch // engine.world), work.parent / "micro"
+    if engine.rank:
+        engine.wait()
+    engine.sizes = micro_sizes(engine.captioner, engine.device, job.training, share, folder)
+    if engine.rank == 0:
+        engine.wait()
+    # Processes must divide a step alike: where there are several, what one of them learns is for the next start.
+    return engine.sizes if engine.world == 1 else deepcopy(engine.sizes)
 
 
 def source_roots(params: Params, layout: Layout) -> dict[str, Path]:

@@ -17,13 +17,17 @@ import errno
 import os
 import socket
 import sys
+from datetime import timedelta
 from importlib.util import find_spec
+from typing import Any
 
 from aut.config import Params, Schedule, Training
 from aut.errors import ConfigError
+from aut.guard import grace_s
 from aut.units import WINDOW_S
 
 MEET_S = 120  # for all hosts to arrive
+ANSWER_S = 5.0  # of the store where they meet, to a hello
 
 
 def launch(stage: str, params: Params, item: str) -> int | None:
@@ -81,6 +85,8 @@ def _run(command: list[str], here: int, hosts: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     address = _address(hosts)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{grace_s():.0f}"  # its own 30 s may cut a checkpoint short
     config = LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
@@ -92,7 +98,6 @@ def _run(command: list[str], here: int, hosts: int) -> int:
         max_restarts=0,
         monitor_interval=0.5,
     )
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
@@ -130,11 +135,23 @@ def _address(hosts: int) -> str:
         try:
             trial.bind((host, int(port)))
         except OSError as error:  # another host's address cannot be bound either, and need not be
-            if error.errno == errno.EADDRINUSE:
+            if error.errno == errno.EADDRINUSE and not (hosts > 1 and _answers(host, int(port))):
                 raise ConfigError(
                     f"the port of AUT_RDZV={address} is taken by another program", "name a free port, on every host"
                 ) from None
     return address
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether the port is taken by the meeting itself: another start of this training, on the same host."""
+    from torch import distributed
+
+    store: Any = distributed.TCPStore  # type: ignore[attr-defined]
+    try:
+        store(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_S))
+    except RuntimeError:  # torch.distributed's network errors are of this kind
+        return False
+    return True
 
 
 def _number(name: str, default: int) -> int:

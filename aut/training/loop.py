@@ -16,9 +16,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ from aut.errors import DataError
 from aut.files import digest_bytes
 from aut.progress import progress
 from aut.training import checkpoint
+from aut.training.captions import COLUMNS, Samples
 from aut.training.checkpoint import State
-from aut.training.data import Batch, Loader
+from aut.training.data import IGNORED, Batch, Loader
 from aut.training.engine import Engine
+from aut.training.flops import Shape, matrix_rate, training_flops
 from aut.training.plan import Plan, learning_rate
+from aut.training.upload import Uploads
 from aut.units import DOMAINS
 
 LOG_EVERY = 10  # steps
@@ -58,8 +61,10 @@ class Run:
     held_out: Sequence[dict[str, Any]]
     work: Path
     identity: str
+    origin: Mapping[str, str]
     seed: int
     track: Tracker
+    uploads: Uploads = field(default_factory=Uploads)
 
 
 def train(run: Run) -> State:
@@ -67,14 +72,15 @@ def train(run: Run) -> State:
     state = _restore(run)
     for row in (*state.log, *state.evals):
         _report(run, row)
-    held_out = _held_out_batches(run)
-    clock = Clock()
+    _tell(run, state)
+    held_out, samples = _held_out_batches(run), Samples(run.held_out, run.loader)
+    clock = Clock(run.engine)
     with _stopping() as stop, progress(run.what, run.plan.steps - state.step) as advance:
         for batch in clock.waiting(run.loader.steps(run.plan, state.step)):
-            _step(run, state, batch)
+            clock.add(_step(run, state, batch))
             _log(run, state, clock)
             if state.step % run.training.eval_every == 0 or state.step == run.plan.steps:
-                _evaluate(run, state, held_out)
+                _evaluate(run, state, held_out, samples)
             stopped = bool(run.engine.total(torch.tensor(float(stop.is_set()))) > 0)
             if stopped or state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps:
                 _save(run, state)
@@ -86,17 +92,16 @@ def train(run: Run) -> State:
     return state
 
 
-def _step(run: Run, state: State, batch: Batch) -> None:
-    """One optimiser step; `state` is moved on."""
+def _step(run: Run, state: State, batch: Batch) -> float:
+    """One optimiser step; `state` is moved on. Returns the floating-point operations that the model needed."""
     engine, step = run.engine, state.step
-    torch.manual_seed((run.seed << 32) + step * engine.world + engine.rank)
     run.engine.model.train()
     engine.clear()
     counts = [sum(m.tokens for m in batch.micros), len(batch.row_ids), batch.replaced, batch.seconds, batch.padded_s]
-    counts += fingerprint(batch.row_ids)
+    counts += [_flops(engine, batch), *fingerprint(batch.row_ids)]
     totals = engine.total(torch.tensor(counts, dtype=torch.float64)).tolist()
-    tokens, clips, replaced, valid_s, padded_s, *ids = totals
-    sums = engine.accumulate(batch.micros, tokens)
+    tokens, clips, replaced, valid_s, padded_s, flops, *ids = totals
+    sums = engine.accumulate(batch.micros, tokens, (run.seed << 32) + step * engine.world + engine.rank)
     loss_G, tokens_G = (engine.total(values).tolist() for values in sums)
     loss, lr = sum(loss_G) / tokens, learning_rate(run.schedule, step, run.plan.steps)
     norm = engine.update(lr, loss)
@@ -114,6 +119,12 @@ def _step(run: Run, state: State, batch: Batch) -> None:
     state.padded_s += padded_s
     state.ids_digest = digest_bytes(state.ids_digest.encode(), *(f"{part:.0f}".encode() for part in ids))
     state.window["lr"] = lr
+    return float(flops)
+
+
+def _flops(engine: Engine, batch: Batch) -> float:
+    shape = Shape.of(engine.captioner.whisper.config)
+    return sum(training_flops(shape, m.n_B, (m.targets_BL != IGNORED).sum(axis=1)) for m in batch.micros)
 
 
 def fingerprint(row_ids: Sequence[str]) -> list[float]:
@@ -128,8 +139,9 @@ def _skip(run: Run, state: State, batch: Batch, loss: float, norm: float) -> Non
     said = f"step {state.step}: loss {loss:g}, gradient norm {norm:g}"
     print(f"{run.what}: {said}: the update is skipped", file=sys.stderr)  # noqa: T201
     if state.skipped_in_a_row >= MAX_SKIPS:
+        rows = run.engine.gather(batch.row_ids)
         raise DataError(
-            f"{run.what}: {MAX_SKIPS} steps in a row were not finite; {said}; rows {', '.join(batch.row_ids)}",
+            f"{run.what}: {MAX_SKIPS} steps in a row were not finite; {said}; rows {', '.join(rows)}",
             "look at these rows, lower the learning rate, or train in fp32",
         )
 
@@ -140,8 +152,9 @@ def _watch(run: Run, state: State, batch: Batch, loss: float) -> None:
         deviation = math.sqrt(max(state.loss_square - state.loss_mean**2, 1e-12))
         if loss > state.loss_mean + SPIKE * deviation:
             print(f"{run.what}: loss {loss:.3f} at step {state.step} stands out", file=sys.stderr)  # noqa: T201
-            state.spikes.append({"step": state.step, "loss": loss, "ids": batch.row_ids})
+            state.spikes.append({"step": state.step, "loss": loss, "ids": run.engine.gather(batch.row_ids)})
             del state.spikes[:-SPIKES_KEPT]
+            _tell(run, state)
     memory = min(MEMORY, 1.0 - 1.0 / (state.step + 1))
     state.loss_mean = memory * state.loss_mean + (1.0 - memory) * loss
     state.loss_square = memory * state.loss_square + (1.0 - memory) * loss**2
@@ -166,7 +179,6 @@ def _log(run: Run, state: State, clock: Clock) -> None:
         row |= {"lr": window["lr"], "grad_norm": window["norm"] / window["steps"]}
         state.log.append(row)
     rates = clock.rates(state)
-    rates["padding_percent"] = 100.0 * (1.0 - state.valid_s / max(state.padded_s, 1e-9))
     rates |= {"replaced_clips": float(state.replaced), "skipped_steps": float(state.skipped)}
     state.window = {}
     _report(run, row | rates)
@@ -188,13 +200,12 @@ def _held_out_batches(run: Run) -> list[Batch]:
 
 
 @torch.no_grad()
-def _evaluate(run: Run, state: State, batches: Sequence[Batch]) -> None:
-    """Loss on the held-out rows, all and by domain."""
+def _evaluate(run: Run, state: State, batches: Sequence[Batch], samples: Samples) -> None:
+    """Loss on the held-out rows, all and by domain; what the model says to a few of them."""
     run.engine.model.eval()
     sums = torch.zeros(2, len(DOMAINS), dtype=torch.float64, device=run.engine.device)
     for micro in (m for b in batches for m in b.micros):
-        found = run.engine.forward(micro)
-        sums += torch.stack([found.loss_G, found.tokens_G])
+        sums += run.engine.look(micro)
     loss_G, tokens_G = run.engine.total(sums).tolist()
     if not sum(tokens_G):
         return
@@ -202,6 +213,19 @@ def _evaluate(run: Run, state: State, batches: Sequence[Batch]) -> None:
     named |= {f"tokens.{d}": v for d, v in zip(DOMAINS, tokens_G, strict=True)}
     state.evals.append({"step": float(state.step)} | _by_domain("eval_loss", named))
     _report(run, state.evals[-1])
+    state.captions += samples.rows(run.engine, state.step)
+    _tell(run, state)
+
+
+def _tell(run: Run, state: State) -> None:
+    """Tables, whole each time: what stood out, and what the model says."""
+    if run.engine.rank:
+        return
+    if state.spikes:
+        rows = [[s["step"], s["loss"], " ".join(s["ids"])] for s in state.spikes]
+        run.track.table("spikes", ("step", "loss", "rows"), rows)
+    if state.captions:
+        run.track.table("captions", COLUMNS, state.captions)
 
 
 def _report(run: Run, row: dict[str, float]) -> None:
@@ -218,7 +242,7 @@ def _save(run: Run, state: State) -> None:
     run.engine.save(draft)
     run.engine.wait()
     if run.engine.rank == 0:
-        checkpoint.finish(run.work, draft, state, run.training.keep_checkpoints)
+        run.uploads.offer(checkpoint.finish(run.work, draft, state, run.training.keep_checkpoints))
     run.engine.wait()
 
 
@@ -226,12 +250,13 @@ def _restore(run: Run) -> State:
     """Process 0 chooses the checkpoint: looking reads all of its bytes."""
     chosen = ""
     if run.engine.rank == 0:
-        found = checkpoint.newest(run.work, run.identity)
+        run.uploads.fetch(run.work)
+        found = checkpoint.newest(run.work, run.identity, run.origin)
         chosen = found[0].name if found else ""
     chosen = run.engine.agree(chosen)
     run.engine.start(run.work / chosen if chosen else None)
     if not chosen:
-        return State(run.identity)
+        return State(run.identity, dict(run.origin))
     state = checkpoint.read_state(run.work / chosen)
     if run.engine.rank == 0:
         print(f"{run.what}: resumes at step {state.step} of {run.plan.steps}", file=sys.stderr)  # noqa: T201
@@ -239,12 +264,13 @@ def _restore(run: Run) -> State:
 
 
 class Clock:
-    """Rates since the last look, and the share of time spent waiting for data."""
+    """Rates since the last look, and the share of time spent waiting for data. Never part of a State."""
 
-    def __init__(self) -> None:
-        self._at, self._waited = time.monotonic(), 0.0
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._peak = engine, 0.0
+        self._at, self._waited, self._flops = time.monotonic(), 0.0, 0.0
         self._clips: int | None = None
-        self._valid_s = 0.0
+        self._valid_s = self._padded_s = 0.0
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time of each wait added up."""
@@ -256,15 +282,29 @@ class Clock:
                 return
             yield batch
 
+    def add(self, flops: float) -> None:
+        self._flops += flops
+
     def rates(self, state: State) -> dict[str, float]:
         now = time.monotonic()
         took_s = max(now - self._at, 1e-9)
-        values = {"data_wait_percent": 100.0 * self._waited / took_s}
+        values = {"data_wait_percent": 100.0 * self._waited / took_s, "memory_gb": self._engine.memory_gb()}
         if self._clips is not None:
+            valid_s, padded_s = state.valid_s - self._valid_s, state.padded_s - self._padded_s
             values["clips_per_s"] = (state.clips - self._clips) / took_s
-            values["audio_s_per_s"] = (state.valid_s - self._valid_s) / took_s
-        self._at, self._waited, self._clips, self._valid_s = now, 0.0, state.clips, state.valid_s
+            values["audio_s_per_s"] = valid_s / took_s
+            values["padding_percent"] = 100.0 * (1.0 - valid_s / max(padded_s, 1e-9))
+            values["mfu_percent"] = 100.0 * self._flops / took_s / self._device_rate()
+        self._at, self._waited, self._flops = time.monotonic(), 0.0, 0.0
+        self._clips, self._valid_s, self._padded_s = state.clips, state.valid_s, state.padded_s
         return values
+
+    def _device_rate(self) -> float:
+        """Operations a second of all processes, measured once."""
+        if not self._peak:
+            dtype = torch.bfloat16 if self._engine.bf16 else torch.float32
+            self._peak = self._engine.world * matrix_rate(self._engine.device, dtype)
+        return self._peak
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class Sharded(Parallel):
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.captioner, self.model = model, model
         self._schedule, self._stage = schedule, training.deepspeed_stage
+        self.apart = self._stage == 3
+        self._configure(training)
         self._names = {name: p.requires_grad for name, p in model.whisper.named_parameters()}
         self._shapes = {name: p.shape for name, p in model.whisper.named_parameters()}
 
@@ -79,6 +81,9 @@ class Sharded(Parallel):
 
     def clear(self) -> None:
         """A step clears its gradients itself."""
+
+    def _may_split(self, last: bool) -> bool:
+        return False  # gradients or weights move between processes in every micro-batch
 
     def total(self, values: Tensor) -> Tensor:
         summed = values.to(self.device, copy=True)

@@ -23,17 +23,16 @@ import numpy as np
 from aut.audio.decode import Unreadable, read_clip
 from aut.config import Training
 from aut.files import write_json
-from aut.training.data import budget_s, divide
+from aut.training.data import divide
+from aut.training.greedy import greedy
+from aut.training.sizes import budget
 from aut.training.tokenizer import Targets
-from aut.units import DECODER_TOKENS, RATE_HZ
+from aut.units import RATE_HZ
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pcm = NDArray[np.float32]
-
-TOKENS_PER_S = 16  # thrice a fast speaker's; a decoder that does not stop is cut off here
-TOKENS_MORE = 8
 
 
 def write_speech(
@@ -68,38 +67,11 @@ def transcribe(folder: Path, clips: Sequence[Pcm], training: Training) -> list[s
     whisper = open_whisper(folder).eval().to(device)
     targets = Targets(folder, training.language)
     texts = [""] * len(clips)
-    for group in divide([len(c) / RATE_HZ for c in clips], budget_s(device), 1):
-        decoded = _greedy(whisper, [clips[i] for i in group], targets, training.length == "padded", device)
+    for group in divide([len(c) / RATE_HZ for c in clips], budget(training, device), 1):
+        decoded = greedy(whisper, [clips[i] for i in group], targets, training.length == "padded", device)
         for i, ids in zip(group, decoded, strict=True):
             texts[i] = targets.text(ids)
     return texts
-
-
-def _greedy(whisper: Any, clips: Sequence[Pcm], targets: Targets, padded: bool, device: str) -> list[list[int]]:
-    """The likeliest token after the prompt, again and again, until every clip has ended."""
-    import torch
-
-    from aut.audio.mel import log_mel
-    from aut.encoders.api import stack
-    from aut.encoders.whisper import decoder_forward, encoder_forward
-
-    model = whisper.model
-    x_BT, n_B = (torch.from_numpy(a) for a in stack(list(clips)))
-    room = min(DECODER_TOKENS - len(targets.prompt), TOKENS_MORE + round(TOKENS_PER_S * x_BT.shape[1] / RATE_HZ))
-    ids_BL = torch.tensor(targets.prompt, device=device).expand(len(clips), -1)
-    ended_B = torch.zeros(len(clips), dtype=torch.bool, device=device)
-    with torch.inference_mode():
-        mel_BMF, frames_B = log_mel(x_BT.to(device), n_B, model.config.num_mel_bins, padded)
-        h_BFD, f_B = encoder_forward(model.encoder, mel_BMF, None if padded else frames_B)
-        for _ in range(room):
-            y_BLD = decoder_forward(model.decoder, ids_BL, h_BFD, None if padded else f_B)
-            next_B = whisper.proj_out(y_BLD[:, -1]).argmax(dim=-1).masked_fill(ended_B, targets.end)
-            ids_BL = torch.cat([ids_BL, next_B[:, None]], dim=1)
-            ended_B |= next_B == targets.end
-            if bool(ended_B.all()):
-                break
-    said = ids_BL[:, len(targets.prompt) :].tolist()
-    return [ids[: ids.index(targets.end)] if targets.end in ids else ids for ids in said]
 
 
 def words_of(text: str) -> list[str]:

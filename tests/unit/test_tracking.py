@@ -129,6 +129,39 @@ def test_a_stage_goes_on_while_the_server_is_away(
     assert len(find_runs(uri, {"aut.stage": "screen"}, 10)) == 1
 
 
+def test_a_table_is_an_artifact_that_mlflow_shows_and_the_newest_counts(
+    layout: Layout, uri: str, tmp_path: Path
+) -> None:
+    with stage_tracker("finetune", "a", layout) as track:
+        track.table("captions", ("step", "output"), [[1, "rain"]])
+        track.table("captions", ("step", "output"), [[1, "rain"], [2, "rain on a roof"]])
+        run_id = track.record()["run_id"]
+    run = store.client(uri).get_run(run_id)
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "captions.json", "type": "table"}]
+    file = store.client(uri).download_artifacts(run_id, "captions.json", str(tmp_path))
+    assert read_json(Path(file)) == {"columns": ["step", "output"], "data": [[1, "rain"], [2, "rain on a roof"]]}
+
+
+def test_a_run_that_goes_on_names_the_one_before(layout: Layout, uri: str, tmp_path: Path) -> None:
+    work = tmp_path / "job"
+    work.mkdir()
+    ids = []
+    for name in ("first", "second"):
+        with stage_tracker("finetune", "a", layout) as track:
+            track.tags({"attempt": name})
+            track.goes_on(work / "run.json")
+            ids.append(track.record()["run_id"])
+    tags = [store.client(uri).get_run(i).data.tags for i in ids]
+    assert "aut.resumes" not in tags[0]
+    assert tags[1]["aut.resumes"] == ids[0]
+    assert read_json(work / "run.json") == {"run_id": ids[1]}
+    (work / "run.json").unlink()
+    work.rmdir()
+    with stage_tracker("finetune", "a", layout) as track:  # finished before it was shipped: nothing to name
+        track.goes_on(work / "run.json")
+        assert "aut.resumes" not in store.client(uri).get_run(track.record()["run_id"]).data.tags
+
+
 def test_a_crash_between_sending_and_remembering_doubles_nothing(layout: Layout, uri: str) -> None:
     folder = new_folder(layout.work / "spool/x", "probe")
     with Spool(folder) as track:

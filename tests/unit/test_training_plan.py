@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from aut.config import Schedule
 from aut.training.data import divide
 from aut.training.plan import Plan, learning_rate, matched, seconds
+from aut.training.sizes import Budget
 
 
 def schedule(**changes):
@@ -62,7 +63,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0.05, 30.0), min_size=4, max_size=40), st.floats(1.0, 100.0), st.integers(1, 4))
 def test_every_process_has_the_same_number_of_micro_batches(durations, budget_s, world):
-    groups = divide(durations, budget_s, world)
+    groups = divide(durations, Budget(budget_s), world)
     assert sorted(i for g in groups for i in g) == list(range(len(durations)))
     for group in groups:
         assert all(group[rank::world] for rank in range(world))
