@@ -3,7 +3,7 @@
 In    a small Whisper on generated noise, one process; kills after random waits, each followed by a new start
 Out   kills (2 quick, 20 full), lost_steps (logged rows missing from or differing in the final record), recomputed_steps
       (done again after a kill), identical (1: rows, evaluations, ids and weights bit for bit), restore_s (process start
-      to the first step after a resume)
+      to the first step after a resume); without --quick plan_s and restore_19m_s, at position 19M (benchmarks/_far.py)
 Why   "nothing lost" is a claim about the record that remains, not about the process that died
 Run   python -m benchmarks.resume [--quick]
 """
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import arguments, finish, machine, say
+from benchmarks._far import far
 
 CLIPS, EVERY = 64, 4
 TEXTS = ("low hum", "rain on a roof", "a bell")
@@ -39,6 +40,8 @@ def main() -> None:
         start(root, "whole", steps).wait()
         figures = killed(root, steps, kills)
         figures |= compare(root, steps)
+        if not options.quick:
+            figures |= far(root / "far")
     finish("resume", figures, options.keep, {"machine": machine("torch"), "steps": steps, "checkpoint_every": EVERY})
 
 
@@ -138,10 +141,11 @@ def train(root: Path, name: str, steps: int) -> None:
     whisper = new_whisper(shape, case, "en", 0)
     one_step = loop._step
 
-    def noted(run: Any, state: Any, batch: Any) -> None:
-        one_step(run, state, batch)
+    def noted(run: Any, state: Any, batch: Any) -> float:
+        flops = one_step(run, state, batch)
         with (work / "steps").open("a") as f:
             f.write(f"{state.step}\n")
+        return flops
 
     loop._step = noted
     state = execute(job, whisper, case, {"noise": case}, work, Silent())

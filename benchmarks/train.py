@@ -1,17 +1,21 @@
 """Train: steps of the same Whisper on the same clips, ours at native length against transformers' Seq2SeqTrainer.
 
 In    noise as long as the mixture's clips (speech 8 s, sound 10 s, music 8 s on average), random weights and targets
-Out   ratio_hf (target 3), clips_per_s; on a GPU also padded_clips_per_s (above 60.4) and mfu
+Out   ratio_hf (target 3), clips_per_s; on a GPU also padded_clips_per_s (above 60.4), mfu, padded_mfu, matrix_tflops,
+      compiled_clips_per_s (0: it failed), memory_gb, ratio_hf_stored (against the peer that recomputes nothing)
 Why   what a step costs is decided by the padding; both sides get waveforms and compute their features, ours on
-      the device inside the step, theirs with WhisperFeatureExtractor in the collator, as is usual.
-      On a GPU: whisper-large-v3's shapes, bf16; mfu is against a matrix product's rate measured in the same run.
-      Needs numpy, torch, transformers and accelerate only: aut.audio.mel and aut.encoders.whisper need no more.
+      the device inside the step, theirs with WhisperFeatureExtractor in the collator, as is usual. The peer has the
+      paper's settings: 8 clips a micro-batch, bf16, activations recomputed without re-entrance.
+      On a GPU: whisper-large-v3's shapes; mfu counts valid audio against a matrix product's rate of the same run.
+      Needs numpy, torch, transformers and accelerate only: what it takes from aut needs no more.
 Run   python -m benchmarks.train [--quick]        (a GPU is used where there is one: a few minutes on an H200)
+      python -m benchmarks.train --rehearse       (the GPU's path with tiny shapes on the CPU; its figures mean nothing)
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -40,20 +44,46 @@ from transformers.models.whisper.feature_extraction_whisper import WhisperFeatur
 
 ROOT = Path(__file__).parents[1]
 if "aut" not in sys.modules:  # aut's own packages import what a bare host may lack: name the folders, run no __init__
-    for _name in ("aut", "aut.audio", "aut.encoders"):
+    for _name in ("aut", "aut.audio", "aut.encoders", "aut.training"):
         _package = types.ModuleType(_name)
         _package.__path__ = [str(ROOT / _name.replace(".", "/"))]
         sys.modules[_name] = _package
 
+import aut.encoders.whisper as forward  # noqa: E402
 from aut.audio.mel import log_mel  # noqa: E402
-from aut.encoders.whisper import decoder_forward, encoder_forward  # noqa: E402
+from aut.training.flops import Shape, matrix_rate, training_flops  # noqa: E402
 
-RATE_HZ, IGNORED, TARGETS = 16_000, -100, 24
+RATE_HZ, TARGETS = 16_000, 24
 MEAN_S = (8.0,) * 8 + (10.0,) + (8.0,)  # 80 % speech, 10 % sound, 10 % music
 SMALL = {"d_model": 128, "layers": 4, "heads": 4, "mels": 80, "vocabulary": 2000}
 LARGE = {"d_model": 1280, "layers": 32, "heads": 20, "mels": 128, "vocabulary": 51866}
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+TINY = {"d_model": 32, "layers": 2, "heads": 2, "mels": 128, "vocabulary": 500}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured where; `full` adds what only a GPU's figures are asked for."""
+
+    device: torch.device
+    shape: dict[str, int]
+    batch: int
+    steps: int
+    bf16: bool
+    full: bool
+    budget_s: float  # padded seconds of a micro-batch to begin with
+    workers: int
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def case_of(quick: bool, rehearse: bool) -> Case:
+    if rehearse:
+        return Case(torch.device("cpu"), TINY, 16, 1, True, True, 960.0, 2)
+    if torch.cuda.is_available():
+        return Case(torch.device("cuda"), LARGE, 64, 4 if quick else 12, True, True, 960.0, min(8, os.cpu_count() or 1))
+    return Case(torch.device("cpu"), SMALL, 8, 2 if quick else 8, False, False, 20.0, 0)
 
 
 @dataclass(frozen=True)
@@ -65,27 +95,41 @@ class Clip:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, no result file")
-    quick = parser.parse_args().quick
+    parser.add_argument("--rehearse", action="store_true", help="the GPU's path with tiny shapes on the CPU")
+    options = parser.parse_args()
     torch.manual_seed(0)
-    shape = LARGE if ON_GPU else SMALL
-    batch, steps = (64, 4 if quick else 12) if ON_GPU else (8, 2 if quick else 8)
-    clips = make_clips(batch * steps, shape["vocabulary"])
+    case = case_of(options.quick, options.rehearse)
+    clips = make_clips(case.batch * case.steps, case.shape["vocabulary"])
     seconds = float(np.mean([len(c.x_T) for c in clips])) / RATE_HZ
-    say(f"{len(clips)} clips of {seconds:.1f} s on average, {batch} a step, on {DEVICE}")
-    model = new_model(shape)
-    native = ours(model, clips, batch, padded=False)
-    figures = {"clips_per_s": native}
-    if ON_GPU:
-        padded, matrix = ours(model, clips, batch, padded=True), matrix_rate()
-        rate = native * sum(flops(shape, len(c.x_T) / RATE_HZ) for c in clips) / len(clips)
-        figures |= {"padded_clips_per_s": padded, "mfu": rate / matrix, "matrix_tflops": matrix / 1e12}
-        figures["padded_mfu"] = padded * flops(shape, 30.0) / matrix
-    peer = theirs(model, clips, batch)
-    figures |= {"ratio_hf": native / peer, "hf_clips_per_s": peer, "mean_s": seconds}
-    result = {"bench": "train", "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
-    if not quick:
-        keep(result, batch, steps)
-    print(json.dumps(result))
+    say(f"{len(clips)} clips of {seconds:.1f} s on average, {case.batch} a step, on {case.device}")
+    model = new_model(case)
+    before, peer = ours(case, model, clips), theirs(case, model, clips, again=case.full)
+    native = (before + ours(case, model, clips)) / 2.0  # on both sides of the peer, should the machine drift
+    figures = {"ratio_hf": native / peer, "clips_per_s": native, "hf_clips_per_s": peer, "mean_s": seconds}
+    if case.full:
+        figures |= on_a_gpu(case, model, clips, native)
+    line = {"bench": "train", "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
+    if not (options.quick or options.rehearse):
+        keep(line, case)
+    print(json.dumps(line))
+
+
+def on_a_gpu(case: Case, model: Any, clips: Sequence[Clip], native: float) -> dict[str, float]:
+    """Padded, compiled, the peer without recomputation, and utilisation against the rate of a matrix product."""
+    figures = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9 if case.gpu else 0.0}
+    padded = ours(case, model, clips, padded=True)
+    matrix = matrix_rate(case.device, torch.bfloat16)
+    shape, tokens_N = Shape.of(model.config), np.full(len(clips), TARGETS)
+    samples_N = np.array([len(c.x_T) for c in clips])
+    valid, whole = (training_flops(shape, n, tokens_N) / len(clips) for n in (samples_N, tokens_N * 0 + 30 * RATE_HZ))
+    figures |= {"padded_clips_per_s": padded, "mfu": native * valid / matrix, "padded_mfu": padded * whole / matrix}
+    figures |= {"matrix_tflops": matrix / 1e12, "compiled_clips_per_s": compiled(case, model, clips)}
+    try:
+        stored = theirs(case, model, clips, again=False)
+        figures |= {"hf_stored_clips_per_s": stored, "ratio_hf_stored": native / stored}
+    except torch.OutOfMemoryError:
+        say("Seq2SeqTrainer without recomputation: does not fit")
+    return figures
 
 
 def make_clips(count: int, vocabulary: int) -> list[Clip]:
@@ -99,8 +143,8 @@ def make_clips(count: int, vocabulary: int) -> list[Clip]:
     return clips
 
 
-def new_model(shape: dict[str, int]) -> Any:
-    d = shape["d_model"]
+def new_model(case: Case) -> Any:
+    shape, d = case.shape, case.shape["d_model"]
     config = WhisperConfig(
         vocab_size=shape["vocabulary"], num_mel_bins=shape["mels"], d_model=d,
         encoder_layers=shape["layers"], decoder_layers=shape["layers"],
@@ -108,62 +152,100 @@ def new_model(shape: dict[str, int]) -> Any:
         encoder_ffn_dim=4 * d, decoder_ffn_dim=4 * d,
         pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
     )  # fmt: skip
-    return WhisperForConditionalGeneration(config).to(DEVICE)
+    return WhisperForConditionalGeneration(config).to(case.device)
 
 
-def ours(model: Any, clips: Sequence[Clip], batch: int, padded: bool) -> float:
-    """Clips a second, after one step that is not counted: micro-batches of like length, as aut/training does it."""
+def ours(case: Case, model: Any, clips: Sequence[Clip], padded: bool = False, note: str = "") -> float:
+    """Clips a second, after a step that is not counted; a micro-batch that does not fit is halved, as in training."""
     model.train()
-    adam = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    steps = [clips[i : i + batch] for i in range(0, len(clips), batch)]
-    own_step(model, adam, steps[0], padded)
-    start = now()
-    for step in steps:
-        own_step(model, adam, step, padded)
-    rate = len(clips) / (now() - start)
-    say(f"aut, {'padded' if padded else 'native'}: {rate:.2f} clips/s")
+    budget_s = case.budget_s
+    while True:
+        try:
+            rate = own_steps(case, model, clips, padded, budget_s)
+            break
+        except torch.OutOfMemoryError:
+            say(f"{budget_s:g} s of audio do not fit: half of it is tried")
+            budget_s /= 2.0
+        release(case, model)  # outside the handler, whose traceback holds the tensors
+        if budget_s < 30.0:
+            raise SystemExit("one clip of 30 s does not fit this GPU")
+    release(case, model)
+    say(f"aut, {'padded' if padded else 'native'}{note}: {rate:.2f} clips/s, {budget_s:g} s a micro-batch")
     return rate
 
 
-def own_step(model: Any, adam: Any, step: Sequence[Clip], padded: bool) -> None:
-    budget_s = 960.0 if ON_GPU else 20.0  # as aut.training.data.budget_s
+def own_steps(case: Case, model: Any, clips: Sequence[Clip], padded: bool, budget_s: float) -> float:
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    steps = [clips[i : i + case.batch] for i in range(0, len(clips), case.batch)]
+    own_step(case, model, adam, max(steps, key=lambda step: max(len(c.x_T) for c in step)), padded, budget_s)
+    start = now(case)
+    for step in steps:
+        own_step(case, model, adam, step, padded, budget_s)
+    return len(clips) / (now(case) - start)
+
+
+def own_step(case: Case, model: Any, adam: Any, step: Sequence[Clip], padded: bool, budget_s: float) -> None:
     waiting = sorted(step, key=lambda c: -len(c.x_T))
     while waiting:
         longest_s = 30.0 if padded else len(waiting[0].x_T) / RATE_HZ
         size = max(1, int(budget_s // longest_s))
         group, waiting = waiting[:size], waiting[size:]
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=ON_GPU):
-            loss = own_loss(model, group, padded)
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.bf16):
+            loss = own_loss(case, model, group, padded)
         (loss / (len(step) * TARGETS)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     adam.step()
     adam.zero_grad(set_to_none=True)
 
 
-def own_loss(model: Any, group: Sequence[Clip], padded: bool) -> Any:
+def compiled(case: Case, model: Any, clips: Sequence[Clip]) -> float:
+    """The same with torch.compile over each block, frames of any length; 0 where that cannot be compiled."""
+    plain = forward.encoder_layer, forward.decoder_layer
+    forward.encoder_layer, forward.decoder_layer = (torch.compile(f, dynamic=True) for f in plain)
+    try:
+        return ours(case, model, clips, note=", compiled")
+    except Exception as error:  # a compiler's errors are of any kind; the other figures stand without it
+        say(f"torch.compile: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+        release(case, model)
+        return 0.0
+    finally:
+        forward.encoder_layer, forward.decoder_layer = plain
+
+
+def release(case: Case, model: Any) -> None:
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    if case.gpu:
+        torch.cuda.empty_cache()
+
+
+def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any:
     n_B = torch.tensor([len(c.x_T) for c in group])
     x_BT = torch.zeros(len(group), int(n_B.max()))
     for row, clip in zip(x_BT, group, strict=True):
         row[: len(clip.x_T)] = torch.from_numpy(clip.x_T)
-    ids_BL = torch.tensor([c.ids for c in group], device=DEVICE)
-    mel_BMF, _ = log_mel(x_BT.to(DEVICE), n_B, model.config.num_mel_bins, padded)
-    h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMF, None if padded else (n_B + 159) // 160)
-    y_BLD = decoder_forward(model.model.decoder, ids_BL[:, :-1], h_BFD, None if padded else f_B)
+    ids_BL = torch.tensor([c.ids for c in group], device=case.device)
+    mel_BMF, _ = log_mel(x_BT.to(case.device), n_B, model.config.num_mel_bins, padded)
+    h_BFD, f_B = forward.encoder_forward(model.model.encoder, mel_BMF, None if padded else (n_B + 159) // 160)
+    y_BLD = forward.decoder_forward(model.model.decoder, ids_BL[:, :-1], h_BFD, None if padded else f_B)
     return cross_entropy(model.proj_out(y_BLD).float().flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum")
 
 
 class StepEnds(TrainerCallback):  # type: ignore[misc]
     """When each optimiser step ended."""
 
-    def __init__(self) -> None:
-        self.at: list[float] = []
+    def __init__(self, case: Case) -> None:
+        self._case, self.at = case, list[float]()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.at.append(now())
+        self.at.append(now(self._case))
 
 
-def theirs(model: Any, clips: Sequence[Clip], batch: int) -> float:
-    """Clips a second of Seq2SeqTrainer on the same model: 30-s features, 8 clips a micro-batch as in the paper."""
+def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> float:
+    """Clips a second of Seq2SeqTrainer on the same model: 30-s features, 8 clips a micro-batch as in the paper.
+
+    `again`: activations are recomputed, which the paper does.
+    """
     extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -172,51 +254,31 @@ def theirs(model: Any, clips: Sequence[Clip], batch: int) -> float:
         ids_BL = torch.tensor([c.ids for c in group])
         return {"input_features": features, "decoder_input_ids": ids_BL[:, :-1], "labels": ids_BL[:, 1:]}
 
-    micro = min(batch, 8)
+    batch, micro = case.batch, min(case.batch, 8)
     with tempfile.TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(
             output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=batch // micro,
-            max_steps=math.ceil(len(clips) / batch) + 1, learning_rate=1e-5, bf16=ON_GPU, report_to=[],
+            max_steps=math.ceil(len(clips) / batch) + 1, learning_rate=1e-5, bf16=case.bf16, report_to=[],
             save_strategy="no", remove_unused_columns=False, disable_tqdm=True, logging_strategy="no",
-            use_cpu=not ON_GPU, optim="adamw_torch_fused",
-            dataloader_num_workers=min(8, os.cpu_count() or 1) if ON_GPU else 0,
+            use_cpu=not case.gpu, optim="adamw_torch_fused",
+            dataloader_num_workers=case.workers, gradient_checkpointing=again,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
         )  # fmt: skip
         rows = [{"clip": i} for i in range(len(clips))]
         trainer = Seq2SeqTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
-        ends = StepEnds()
+        ends = StepEnds(case)
         trainer.add_callback(ends)
-        if ON_GPU:
-            model.gradient_checkpointing_enable()
         trainer.train()
         rate = batch * (len(ends.at) - 1) / (ends.at[-1] - ends.at[0])  # the first step is not counted
-    say(f"Seq2SeqTrainer: {rate:.2f} clips/s")
+    model.gradient_checkpointing_disable()
+    del trainer
+    release(case, model)
+    say(f"Seq2SeqTrainer{', activations recomputed' if again else ''}: {rate:.2f} clips/s")
     return rate
 
 
-def flops(shape: dict[str, int], length_s: float) -> float:
-    """Of one clip forward and backward (three times forward): two a multiplication-addition, no recomputation."""
-    d, layers, frames, tokens = shape["d_model"], shape["layers"], math.ceil(length_s * 50), TARGETS
-    stem = 2 * frames * 3 * (2 * shape["mels"] * d + d * d)
-    encoder = layers * (24 * frames * d * d + 4 * frames * frames * d)
-    own = 28 * tokens * d * d + 4 * tokens * frames * d + 2 * tokens * tokens * d
-    decoder = layers * (own + 4 * frames * d * d)
-    return 3.0 * (stem + encoder + decoder + 2 * tokens * d * shape["vocabulary"])
-
-
-def matrix_rate() -> float:
-    """Floating-point operations a second of a bf16 product of 8192 x 8192 matrices."""
-    size, rounds = 8192, 50
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(5):
-        a @ b
-    start = now()
-    for _ in range(rounds):
-        a @ b
-    return 2.0 * size**3 * rounds / (now() - start)
-
-
-def now() -> float:
-    if ON_GPU:
+def now(case: Case) -> float:
+    if case.gpu:
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -225,21 +287,21 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def keep(result: dict[str, Any], batch: int, steps: int) -> None:
+def keep(result: dict[str, Any], case: Case) -> None:
     import transformers
 
     today = date.today().isoformat()
-    hardware = torch.cuda.get_device_name(0) if ON_GPU else platform.processor() or platform.machine()
+    hardware = torch.cuda.get_device_name(0) if case.gpu else platform.processor() or platform.machine()
     record = result | {
         "date": today,
         "command": "python -m benchmarks.train",
         "hardware": {"device": hardware, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "peer": f"transformers {transformers.__version__} Seq2SeqTrainer",
-        "batch": batch,
-        "steps": steps,
+        "batch": case.batch,
+        "steps": case.steps,
     }
-    path = Path(__file__).parent / "results" / f"{today}-train-{'gpu' if ON_GPU else 'cpu'}.json"
+    path = Path(__file__).parent / "results" / f"{today}-train-{'gpu' if case.gpu else 'cpu'}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
