@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,7 +31,7 @@ from aut.workcopy import checkout_root, working_copy
 from flows.graph import STAGES, Stage, read_graph, select
 from flows.lineage import Lineage
 from flows.placement import dvc, hand_over
-from flows.reproduce import Outcome, StageFailed, changed_stages, reproduce_stage
+from flows.reproduce import Children, Outcome, StageFailed, changed_stages, reproduce_stage
 from flows.say import say
 
 CORES = os.cpu_count() or 1
@@ -40,6 +40,8 @@ SLOTS = threading.Semaphore(JOBS)
 # A task that waits for another holds a thread, so threads are many and SLOTS bounds the stages that run.
 THREADS = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=256))  # invariant in its future
 GPU = threading.Semaphore(1)  # one stage a GPU set
+INTERRUPTED = threading.Event()
+"""A signal stopped this process's run: whatever Prefect raises then (its server got the signal too) is no error."""
 
 
 def worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
@@ -60,6 +62,7 @@ class Run:
     env: dict[str, str]
     log: Path
     dirty: set[str]
+    children: Children = field(default_factory=Children)
 
     def limits(self) -> dict[str, str]:
         """The environment of a stage. A fair share of the cores: small models gain nothing from a second thread."""
@@ -85,7 +88,8 @@ def reproduce(stage: Stage, run: Run) -> Outcome:
     if run.may_skip(stage):
         return Outcome(stage.name, "cached", 0.0)
     with GPU if stage.gpu and _has_gpu() else nullcontext(), SLOTS:
-        outcome = reproduce_stage(run.layout.root, stage.name, run.limits(), run.log / f"{stage.name}.log", say.line)
+        log = run.log / f"{stage.name}.log"
+        outcome = reproduce_stage(run.layout.root, stage.name, run.limits(), log, say.line, run.children)
     if outcome.how == "ran":
         run.dirty.add(stage.name)
     say.outcome(outcome)
@@ -123,7 +127,7 @@ def aut(
     """
     overrides = overrides or []
     checkout = checkout_root()
-    copy = copy_name or (profile if version is None else f"{profile}-v{version}")
+    copy = copy_name or copy_of(profile, version)
     with working_copy(checkout, copy, profile, overrides) as (layout, params):
         if version is not None:
             pull_inputs(version, layout)
@@ -146,6 +150,11 @@ def aut(
         return lineage.run_id
 
 
+def copy_of(profile: str, version: str | None) -> str:
+    """Name of the working copy of a run; a version probed again has its own."""
+    return profile if version is None else f"{profile}-v{version}"
+
+
 def _run_all(stages: list[Stage], run: Run) -> list[Outcome]:
     """Submits every stage behind what it needs; all that can finish does, then the first failure is raised."""
     futures: dict[str, PrefectFuture[Any]] = {}
@@ -156,7 +165,13 @@ def _run_all(stages: list[Stage], run: Run) -> list[Outcome]:
         else:
             future = reproduce_elsewhere.submit(group[0].verb, group, run, return_state=False, wait_for=waits)
         futures |= {s.name: future for s in group}
-    results = [_ended(f) for f in dict.fromkeys(futures.values())]
+    try:
+        results = [_ended(f) for f in dict.fromkeys(futures.values())]
+    except BaseException:  # Ctrl-C, SIGTERM: the threads would see their stages through to the end
+        INTERRUPTED.set()
+        say.line("stopping: finished stages are kept, the same command goes on from here")
+        run.children.stop()
+        raise
     for failure in sorted((r for r in results if isinstance(r, BaseException)), key=_ours_first):
         raise failure
     return [r for r in results if isinstance(r, Outcome)]

@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
+from aut.datasets import is_generated, prepare
 from aut.edges import tracking
 from aut.errors import AutError, ConfigError
 from aut.files import write_bytes
@@ -69,13 +70,16 @@ def aut_stage(stages: list[str], profile: str, overrides: list[str], commit: str
     checkout = checkout_root()
     if (here := revision(checkout)) != commit:
         raise ConfigError(f"this worker's checkout is at {here}, the run is at {commit}", "bring it to that commit")
-    with working_copy(checkout, f"{profile}-stages", profile, overrides) as (layout, _params):
+    with working_copy(checkout, f"{profile}-stages", profile, overrides) as (layout, params):
         uri = tracking.resolve_uri(tracking.embedded_uri(layout))
         lineage = Lineage(uri, parent_run, layout, flow_run.get_id() or "")
         write_bytes(layout.root / "dvc.lock", lineage.fetch_lock(f"{folder}/start"))
         needs = {n for s in read_graph(layout.root) if s.name in stages for n in s.needs} - set(stages)
         # By name: `repro --pull` cannot fetch a dependency that is a folder above outputs, like data/index/speech.
         dvc(layout.root, "pull", *sorted(needs))
+        for source in params.sources.values():  # a generated corpus is not in the remote: it is made where it is heard
+            if is_generated(source.dataset):
+                prepare(source.dataset, layout.corpus_root(source.dataset, source.path), source.options)
         log = layout.work / "logs" / f"{profile}-stages"
         with lineage.shipping(part=lineage.flow_run) as env:
             for stage in stages:  # one after the other: each may take the whole GPU set

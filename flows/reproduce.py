@@ -13,8 +13,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,33 +48,76 @@ class Outcome:
     seconds: float
 
 
-def reproduce_stage(root: Path, stage: str, env: Mapping[str, str], log: Path, tell: Callable[[str], None]) -> Outcome:
-    """Runs the stage to its end. StageFailed carries the stage's own sentence."""
+class Children:
+    """The stage processes of one run. A stop reaches them all, and no further one starts."""
+
+    def __init__(self) -> None:
+        self._live: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    @contextmanager
+    def started(self, args: Sequence[str], root: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+        """A child whose output is piped to us. ChildProcessError after a stop."""
+        with self._lock:
+            if self.stopped:
+                raise ChildProcessError("the run was stopped")
+            child = subprocess.Popen(
+                args,
+                cwd=root,
+                env=tool_env() | dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                preexec_fn=_die_with_parent,
+            )
+            self._live.add(child)
+        try:
+            yield child
+        except BaseException:
+            child.terminate()
+            raise
+        finally:
+            with self._lock:
+                self._live.discard(child)
+
+    def stop(self) -> None:
+        """SIGTERM to every child: a fine-tune writes a checkpoint (aut/guard.py), the rest just ends."""
+        with self._lock:
+            self.stopped = True
+            for child in self._live:
+                child.terminate()
+
+
+def reproduce_stage(
+    root: Path,
+    stage: str,
+    env: Mapping[str, str],
+    log: Path,
+    tell: Callable[[str], None],
+    children: Children | None = None,
+) -> Outcome:
+    """Runs the stage to its end. StageFailed carries the stage's own sentence; after a stop it is hopeless."""
+    children = children or Children()
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     args = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--pull", stage]
-    with log.open("w") as out:
-        child = subprocess.Popen(
-            args,
-            cwd=root,
-            env=tool_env() | dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            preexec_fn=_die_with_parent,
-        )
-        assert child.stdout is not None
-        for line in child.stdout:
-            out.write(line)
-            out.flush()
-            if TOLD.match(line):
-                tell(line.rstrip())
-        code = child.wait()
+    try:
+        with log.open("w") as out, children.started(args, root, env) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                out.write(line)
+                out.flush()
+                if TOLD.match(line):
+                    tell(line.rstrip())
+            code = child.wait()
+    except ChildProcessError as error:
+        raise StageFailed(stage, log, str(error), hopeless=True) from None
     text = log.read_text(errors="replace")
     if code:
-        raise StageFailed(stage, log, _sentence(log), bool(USER_ERRORS.search(text)))
+        raise StageFailed(stage, log, _sentence(log), children.stopped or bool(USER_ERRORS.search(text)))
     return Outcome(stage, "ran" if "Running stage" in text else "cached", time.monotonic() - start)
 
 

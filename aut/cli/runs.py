@@ -21,6 +21,10 @@ def run(
     audio: Annotated[Path | None, typer.Option("--audio", help="Root of the corpora; sets AUT_DATA.")] = None,
     first: Annotated[str, typer.Option("--from", help="First stage to run.")] = "index",
     last: Annotated[str, typer.Option("--to", help="Last stage to run.")] = "register",
+    version: Annotated[
+        str | None,
+        typer.Option("--version", help="Start from a registered version: with --from embed, probe it again."),
+    ] = None,
 ) -> None:
     """Run the graph for a profile, in this process: index to register, resuming what was cut short."""
     from aut.cli.summary import print_summary
@@ -33,12 +37,17 @@ def run(
         os.environ["AUT_DATA"] = str(audio.resolve())
     checkout = Layout(checkout_root())
     quiet_prefect(checkout)
+    from flows.pipeline import INTERRUPTED, copy_of
     from flows.pipeline import aut as flow
 
-    flow(profile=profile, overrides=overrides or [], first=first, last=last)
-    copy = Layout(checkout.work / "copies" / profile)
-    if last == "register":
-        print_summary(copy)
+    try:
+        flow(profile=profile, overrides=overrides or [], first=first, last=last, version=version)
+    except BaseException as error:
+        if INTERRUPTED.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    if last in ("compare", "register"):
+        print_summary(Layout(checkout.work / "copies" / copy_of(profile, version)))
 
 
 IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")

@@ -135,3 +135,10 @@ def test_a_second_clone_restores_without_computing(finished, tmp_path):
     assert not (other.work / "corpora").exists()
     for folder in ("data/mixture", "models/adapted-0", "models/encoders/adapted-0", "data/embeddings", "data/probe"):
         assert digest_tree(restored / folder) == digest_tree(place.copy / folder)
+
+
+def test_a_registered_version_is_probed_again(finished):
+    place, _ = finished
+    output = place.run("probe.knn=3", "--version", "1", "--from", "embed", "--to", "compare")
+    assert stages(output, "ran") == {"probe", "compare"}
+    assert (place.work / "copies/tiny-v1/reports/compare/report.html").exists()

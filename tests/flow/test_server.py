@@ -1,4 +1,4 @@
-"""A real Prefect server and a real worker: `prefect deployment run aut/finetune` completes."""
+"""A real Prefect server, MLflow server and two workers: `prefect deployment run aut/finetune` completes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.flow.conftest import Place, make_place
+from tests.unit.mlflow_server import Server
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow]
 
@@ -62,25 +64,61 @@ def wait_for(url: str, seconds: float = 90) -> None:
             time.sleep(0.5)
 
 
-def test_a_deployment_runs_on_a_worker(tmp_path):
+def on_server(folder: Path, api: str, tracking: Server) -> Iterator[Place]:
+    """The checkout as seen from two hosts: they share the DVC remote, MLflow and Prefect, and nothing else."""
+    shared = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking.uri, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    place = make_place(folder, **shared)
+    for host in ("cpu", "gpu"):
+        own = {"AUT_WORK": str(folder / host), "PREFECT_HOME": str(folder / f"prefect-{host}")}
+        own |= {"XDG_CACHE_HOME": str(folder / f"cache-{host}"), "DVC_SITE_CACHE_DIR": str(folder / f"dvc-{host}")}
+        for path in (own["AUT_WORK"], own["PREFECT_HOME"]):
+            Path(path).mkdir()
+        yield replace(place, env=place.env | own)
+
+
+def test_a_deployment_runs_on_two_hosts(tmp_path):
+    """index to register on the host of pool `cpu`; base, finetune and embed on the one of pool `h200`."""
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
-    place = make_place(
-        tmp_path, PREFECT_API_URL=api, PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false"
-    )
-    for folder in (place.work, tmp_path / "prefect"):
-        folder.mkdir()
-    with service(
-        place, tmp_path / "server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)
-    ):
+    tracking = Server(tmp_path / "mlflow")
+    cpu, gpu = on_server(tmp_path, api, tracking)
+    server = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with service(cpu, tmp_path / "server.log", *server), running(tracking):
         wait_for(f"{api}/health")
-        assert "aut-stage/gpu" in place.command("aut", "deploy")
-        with service(place, tmp_path / "worker.log", "prefect", "worker", "start", "--pool", "cpu"):
+        assert "aut-stage/gpu" in cpu.command("aut", "deploy", "--gpu")
+        worker = ("prefect", "worker", "start", "--pool")
+        with (
+            service(cpu, tmp_path / "cpu.log", *worker, "cpu"),
+            service(gpu, tmp_path / "gpu.log", *worker, "h200"),
+        ):
             parameters = ["-p", "profile=tiny", "-p", 'overrides=["probe.knn=5"]']
-            place.command(
-                "prefect", "deployment", "run", "aut/finetune", *parameters, "--watch", "--watch-timeout", "540"
-            )
-    registered = json.loads((place.copy / "reports/register/registered.json").read_text())
-    assert registered["version"] == "1"
-    log = (tmp_path / "worker.log").read_text()
-    assert "Completed" in log
+            run = ("prefect", "deployment", "run", "aut/finetune", *parameters, "--watch", "--watch-timeout", "540")
+            told = cpu.command(*run, code=None)
+        logs = "".join((tmp_path / f"{host}.log").read_text()[-6000:] for host in ("cpu", "gpu"))
+        registered = cpu.copy / "reports/register/registered.json"
+        assert registered.exists(), told[-2000:] + logs
+        assert json.loads(registered.read_text())["version"] == "1"
+        assert made_on(gpu.work) == {"base", "finetune", "embed"}
+        assert made_on(cpu.work).isdisjoint({"base", "finetune", "embed"})
+        assert tracked_stages(tracking.uri) >= {"index", "base", "finetune", "embed", "probe", "compare", "register"}
+
+
+def made_on(work: Path) -> set[str]:
+    """Verbs of the stages whose code ran under an AUT_WORK, by the logs DVC left there."""
+    logs = (work / "logs").rglob("*.log")
+    return {log.stem.partition("@")[0] for log in logs if "Running stage" in log.read_text()}
+
+
+def tracked_stages(uri: str) -> set[str]:
+    from aut.edges.parent import find_runs
+
+    return {run.data.tags["aut.stage"] for run in find_runs(uri, {}, 500)}
+
+
+@contextmanager
+def running(tracking: Server) -> Iterator[None]:
+    tracking.start()
+    try:
+        yield
+    finally:
+        tracking.stop()
