@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK_ROWS = 1 << 20  # of the index, between two row groups of a part: so it is part of the bytes
-STRETCH_ROWS = 1 << 18  # read by one thread in one go, where the index' row groups allow it
-LANE_ROWS = 1 << 17  # cut by range at once: rows that are copied still lie in the third-level cache
+STRETCH_ROWS = 1 << 17  # read and cut in one go, where the index' row groups allow it: copied rows are still in a cache
 TASKS = 8  # a thread and block: small enough to keep all threads busy to the end
 REPEATING = ["domain", "source", "text_origin", "label", "licence", "split"]  # few values: read as dictionaries
 HASH_BYTES = 16  # of content_hash: kept as bytes, since hex digits take long to compress to the same
@@ -85,7 +84,7 @@ def write_parts(
     sources = {(p.domain, s.source): _Source(folder, Written(p.domain, s.source)) for p in plans for s in p.pool}
     pool = ThreadPoolExecutor(threads)
     try:
-        _run(_blocks(plans), sources, pool, threads, lambda s: _cuts(s, parts, blocked), advance)
+        _run(_blocks(plans), sources, pool, threads, lambda s: _cut(s, parts, blocked), advance)
     finally:
         pool.shutdown(cancel_futures=True)
         for source in sources.values():
@@ -98,12 +97,12 @@ def _run(
     sources: dict[tuple[Domain, str], _Source],
     pool: ThreadPoolExecutor,
     threads: int,
-    cut: Callable[[Stretch], list[Cut]],
+    cut: Callable[[Stretch], Cut],
     advance: Advance,
 ) -> None:
     """Reads a block ahead of the one that is written, which is never ahead of its predecessor in the same files."""
     writing: list[Future[None]] = []
-    ahead: list[tuple[list[Stretch], bool, list[Future[list[Cut]]]]] = []
+    ahead: list[tuple[list[Stretch], bool, list[Future[Cut]]]] = []
     for block, last in blocks:
         ahead.append((block, last, [pool.submit(cut, s) for s in block]))
         if len(ahead) == 2:
@@ -116,14 +115,14 @@ def _run(
 def _write(
     block: list[Stretch],
     last: bool,
-    reading: list[Future[list[Cut]]],
+    reading: list[Future[Cut]],
     writing: list[Future[None]],
     sources: dict[tuple[Domain, str], _Source],
     pool: ThreadPoolExecutor,
     threads: int,
     advance: Advance,
 ) -> list[Future[None]]:
-    cuts = [cut for future in reading for cut in future.result()]
+    cuts = [future.result() for future in reading]
     reading.clear()  # or the rows would be held until the block after the next
     _wait(writing)
     source = sources[block[0].plan.domain, block[0].pool.source]
@@ -176,31 +175,27 @@ def _group_rows(path: Path) -> list[int]:
     return [about.row_group(g).num_rows for g in range(about.num_row_groups)]
 
 
-def _cuts(stretch: Stretch, parts: int, blocked: Blocked) -> list[Cut]:
-    """Reads a stretch and cuts its taken rows by range, LANE_ROWS at a time."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(stretch.path, read_dictionary=REPEATING)
-    out, at = [], 0
-    for batch in file.iter_batches(LANE_ROWS, stretch.groups, columns=list(INDEX_SCHEMA), use_threads=False):
-        keys = stretch.keys[at : at + len(batch)]
-        out.append(_cut(batch, keys, stretch, parts, blocked))
-        at += len(batch)
-    return out
-
-
-def _cut(batch: pa.RecordBatch, keys: U64, stretch: Stretch, parts: int, blocked: Blocked) -> Cut:
+def _cut(stretch: Stretch, parts: int, blocked: Blocked) -> Cut:
+    """Reads a stretch and brings its taken rows into the order of their ranges."""
     import pyarrow as pa
 
-    range_N = ranges(keys, parts)
-    range_N[keys > np.uint64(stretch.plan.threshold)] = parts
+    range_N = ranges(stretch.keys, parts)
+    range_N[stretch.keys > np.uint64(stretch.plan.threshold)] = parts
     narrow = range_N.astype(np.uint16) if parts < 1 << 16 else range_N  # numpy sorts 16 bits by radix
     taken = np.argsort(narrow, kind="stable")[: int(np.count_nonzero(range_N < parts))]
     edges = np.searchsorted(range_N[taken], np.arange(parts + 1))
-    dead = blocked.rows(keys[taken])
-    rows = _canonical(batch.take(pa.array(taken)), stretch.path)
+    dead = blocked.rows(stretch.keys[taken])
+    rows = _canonical(_read(stretch).take(pa.array(taken)), stretch.path)
     tally = Tally.of(stretch.pool.source, rows, dead)
     return Cut(rows, facts(rows), edges.tolist(), dead.tolist(), np.searchsorted(dead, edges).tolist(), tally)
+
+
+def _read(stretch: Stretch) -> pa.RecordBatch:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(stretch.path, read_dictionary=REPEATING)
+    table = file.read_row_groups(stretch.groups, columns=list(INDEX_SCHEMA), use_threads=False)
+    return table.unify_dictionaries().combine_chunks().to_batches()[0]
 
 
 @cache
@@ -267,9 +262,10 @@ class _Source:
     def write(self, batches: list[pa.RecordBatch], cuts: list[Cut], share: range, last: bool) -> None:
         """Appends one row group to each part of a share of the ranges; closes them after the last."""
         for r in share:
-            if any(c.edges[r + 1] > c.edges[r] for c in cuts):
-                self._bury(r, batches, cuts)
-                self._append(r, batches, cuts)
+            here = [(b, c) for b, c in zip(batches, cuts, strict=True) if c.edges[r + 1] > c.edges[r]]
+            if here:
+                self._bury(r, here)
+                self._append(r, here)
         if last:
             self.close(share)
 
@@ -278,22 +274,22 @@ class _Source:
             if part := self._open.pop(r, None):
                 self.written.digests[r] = part.close()
 
-    def _append(self, r: int, batches: list[pa.RecordBatch], cuts: list[Cut]) -> None:
+    def _append(self, r: int, here: list[tuple[pa.RecordBatch, Cut]]) -> None:
         import pyarrow as pa
 
         if r not in self._open:
             self._open[r] = _Part.create(self._place / Path(part_name("", "", r)).name)
-        pieces = [b.slice(c.edges[r], c.edges[r + 1] - c.edges[r]) for b, c in zip(batches, cuts, strict=True)]
-        table = pa.Table.from_batches([p for p in pieces if len(p)]).combine_chunks()
-        self._open[r].digest.update(table, [c.facts[c.edges[r] : c.edges[r + 1]] for c in cuts])
+        pieces = [batch.slice(c.edges[r], c.edges[r + 1] - c.edges[r]) for batch, c in here]
+        table = pa.Table.from_batches(pieces).combine_chunks()
+        self._open[r].digest.update(table, [c.facts[c.edges[r] : c.edges[r + 1]] for _, c in here])
         self._open[r].writer.write_table(table)
         self.written.rows[r] = self.written.rows.get(r, 0) + len(table)
 
-    def _bury(self, r: int, batches: list[pa.RecordBatch], cuts: list[Cut]) -> None:
+    def _bury(self, r: int, here: list[tuple[pa.RecordBatch, Cut]]) -> None:
         """Notes blocked rows by part, row and id."""
         first = self.written.rows.get(r, 0)
         name = part_name(self.written.domain, self.written.source, r)
-        for batch, cut in zip(batches, cuts, strict=True):
+        for batch, cut in here:
             for row in cut.dead[cut.graves[r] : cut.graves[r + 1]]:
                 place = first + row - cut.edges[r]
                 self.written.tombstones.append((name, place, batch["id"][row].as_py()))

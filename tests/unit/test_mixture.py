@@ -99,7 +99,7 @@ def test_digest_does_not_depend_on_index_parts_or_threads(
             for number, start in enumerate(range(0, whole.num_rows, cut)):
                 pq.write_table(whole.slice(start, cut), folder / f"part-{number:05d}.parquet")
     monkeypatch.setattr(stage, "_threads", lambda: 7)
-    for name in ("BLOCK_ROWS", "STRETCH_ROWS", "LANE_ROWS"):
+    for name in ("BLOCK_ROWS", "STRETCH_ROWS"):
         monkeypatch.setattr(parts, name, 128)
     assert stage.mixture(params, layout, Silent())["digest"] == before
 
@@ -134,7 +134,7 @@ def test_a_threshold_that_moves_leaves_the_bytes_of_whole_parts(
     params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With blocks of 100 rows of the index, so that a part has several row groups."""
-    for name in ("BLOCK_ROWS", "STRETCH_ROWS", "LANE_ROWS"):
+    for name in ("BLOCK_ROWS", "STRETCH_ROWS"):
         monkeypatch.setattr(parts, name, 100)
     path = layout.index("speech", "talk") / "part-00000.parquet"
     pq.write_table(pq.read_table(path), path, row_group_size=100)
