@@ -65,8 +65,9 @@ def source(layout: Layout, domain: Domain, name: str, rows: int, seed: int = 0, 
         table = _table(domain, name, start, count, np.random.default_rng([seed, start]))
         if recaption:
             table = _recaption(table, np.arange(start, start + count), rows, recaption)
-        path = folder / f"part-{number:05d}.parquet"
-        pq.write_table(table, path, row_group_size=GROUP_ROWS, compression="zstd", compression_level=1)
+        draft = folder / ".draft"
+        pq.write_table(table, draft, row_group_size=GROUP_ROWS, compression="zstd", compression_level=1)
+        draft.replace(folder / f"part-{number:05d}.parquet")  # a file that another folder links to stays as it was
 
 
 def block(layout: Layout, ids: Sequence[str]) -> None:
