@@ -38,13 +38,15 @@ class Whisper(ClipEncoder):
         self.packs = device == "cpu"
 
     def frames(self, x_BT: Tensor, n_B: Tensor, padded: bool, layers: bool) -> tuple[list[Tensor], Tensor]:
+        states: list[Tensor] | None = [] if layers else None
+        if self.packs and not padded:
+            clips = [(x_T[None, :n], torch.tensor([n])) for x_T, n in zip(x_BT, n_B.tolist(), strict=True)]
+            mels = [log_mel(*clip, self.mels)[0][0] for clip in clips]
+            h_BFD, f_B = packed_forward(self.tower, mels, states=states)
+            return states or [h_BFD], f_B
         mel_BMF, _ = log_mel(x_BT, n_B, self.mels, padded)
         m_B = None if padded else (n_B + MEL_HOP - 1) // MEL_HOP  # on the CPU: no mask is built where none is needed
-        states: list[Tensor] | None = [] if layers else None
-        if self.packs and m_B is not None:
-            h_BFD, f_B = packed_forward(self.tower, mel_BMF, m_B, states=states)
-        else:
-            h_BFD, f_B = encoder_forward(self.tower, mel_BMF, m_B, states=states)
+        h_BFD, f_B = encoder_forward(self.tower, mel_BMF, m_B, states=states)
         return states or [h_BFD], f_B
 
 
