@@ -42,9 +42,9 @@ def version() -> None:
 
 def main() -> None:
     """Runs a verb; an AutError becomes one sentence on stderr and its exit code."""
-    from aut.cli import adapters, doctor, runs, serve, sources, stages, sweep
+    from aut.cli import adapters, doctor, runs, serve, services, sources, stages, sweep
 
-    for module in (runs, sweep, stages, sources, adapters, serve, doctor):
+    for module in (runs, sweep, stages, sources, adapters, serve, services, doctor):
         module.add_to(app)
     try:
         app()

@@ -6,23 +6,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
 import typer
 
+from aut.cli.findings import Finding
+from aut.cli.services import mlflow_findings, prefect_findings, serve_findings
+from aut.layout import Layout
+
 MIN_FREE_GB = 5.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: `ok`, `note` (works, but you may want to know) or `wrong`, with the remedy."""
-
-    what: str
-    state: str
-    detail: str
-    remedy: str = ""
 
 
 def _python() -> Finding:
@@ -58,9 +51,7 @@ def _torch() -> Finding:
 
 
 def _disk() -> Iterator[Finding]:
-    from aut.layout import here
-
-    layout = here()
+    layout = _checkout()
     layout.work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(layout.work).free / 1e9
     state = "ok" if free >= MIN_FREE_GB else "wrong"
@@ -75,10 +66,9 @@ def _disk() -> Iterator[Finding]:
 
 
 def _remote() -> Finding:
-    from aut.layout import here
     from aut.workcopy import remote_url
 
-    url = remote_url(here().work)
+    url = remote_url(_checkout().work)
     if "://" in url:
         return Finding("DVC remote", "ok", url)
     parent = next(p for p in (Path(url), *Path(url).parents) if p.exists())
@@ -89,30 +79,17 @@ def _remote() -> Finding:
 
 def _tracking() -> Finding:
     from aut.edges import tracking
-    from aut.layout import here
 
-    layout = here()
+    layout = _checkout()
     uri = tracking.resolve_uri(tracking.embedded_uri(layout))
     tracking.ready(uri, layout)
     return Finding("MLflow", "ok", uri)
 
 
-def _prefect() -> Finding:
-    import urllib.error
-    import urllib.request
+def _checkout() -> Layout:
+    from aut.workcopy import checkout_root
 
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return Finding("Prefect", "ok", "in this process (PREFECT_API_URL is not set)")
-    if not url.startswith(("http://", "https://")):
-        return Finding("Prefect", "wrong", f"PREFECT_API_URL is {url}", "it starts with http:// and ends with /api")
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):  # noqa: S310 - scheme checked above
-            return Finding("Prefect", "ok", url)
-    except (urllib.error.URLError, TimeoutError) as error:
-        return Finding(
-            "Prefect", "wrong", f"{url}: {error}", "start it (`prefect server start`) or unset PREFECT_API_URL"
-        )
+    return Layout(checkout_root())
 
 
 CHECKS: tuple[Callable[[], Finding | Iterator[Finding]], ...] = (
@@ -122,7 +99,9 @@ CHECKS: tuple[Callable[[], Finding | Iterator[Finding]], ...] = (
     _disk,
     _remote,
     _tracking,
-    _prefect,
+    mlflow_findings,
+    prefect_findings,
+    serve_findings,
 )
 
 
@@ -137,7 +116,7 @@ def findings() -> Iterator[Finding]:
 
 
 def doctor() -> None:
-    """Check Python, torch, GPUs, disk, DVC remote, MLflow and Prefect; say what is wrong and the remedy."""
+    """Check this machine and the services: what is wrong, and the remedy."""
     marks = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
     wrong = 0
     for finding in findings():

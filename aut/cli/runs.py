@@ -182,15 +182,16 @@ def use(
 
 def deploy(
     gpu: Annotated[bool, typer.Option(help="Whether workers with a GPU serve the pool h200.")] = False,
+    gpu_sets: Annotated[int, typer.Option("--gpu-sets", min=1, help="Runs at once on the pool h200.")] = 1,
 ) -> None:
-    """Make the work pools and deployments on the Prefect server that PREFECT_API_URL names."""
+    """Make the work pools, deployments and automations on the Prefect server that PREFECT_API_URL names."""
     from aut.errors import ConfigError
 
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError("PREFECT_API_URL is not set", "give the server's address, like http://127.0.0.1:4200/api")
     from flows.deploy import deploy as make
 
-    make(gpu)
+    make(gpu, gpu_sets)
     typer.echo("deployed aut/finetune, aut/probe, aut-stage/gpu: prefect deployment run aut/finetune -p profile=demo")
 
 

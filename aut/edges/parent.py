@@ -45,6 +45,17 @@ def close_parent(uri: str, run_id: str, status: str) -> None:
     client(uri).set_terminated(run_id, status)
 
 
+def close_abandoned(uri: str, flow_run: str) -> int:
+    """Ends as KILLED what dead earlier starts of the same flow run left open; returns how many starts there were."""
+    parents = [r.info.run_id for r in find_runs(uri, {"aut.flow_run": flow_run, "aut.stage": "run"}, limit=100)]
+    runs = [r for parent in parents for r in find_runs(uri, {"mlflow.parentRunId": parent}, limit=1000)]
+    open_ids = [r.info.run_id for r in runs if r.info.status == "RUNNING"]
+    for run_id in (*open_ids, *parents):
+        if client(uri).get_run(run_id).info.status == "RUNNING":
+            close_parent(uri, run_id, "KILLED")
+    return len(parents)
+
+
 def find_or_open_parent(uri: str, start: Mapping[str, Any], layout: Layout) -> str:
     """The newest parent with this revision and params digest; opened when there is none.
 

@@ -84,6 +84,7 @@ def mlflow_module() -> Any:
         raise TrackingError("mlflow is not installed", "install the extra: aut[registry]")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    read_login()
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its dependencies, at import
@@ -91,6 +92,17 @@ def mlflow_module() -> Any:
         import mlflow.tracking
     quiet()
     return mlflow
+
+
+def read_login() -> None:
+    """MLFLOW_TRACKING_USERNAME and _PASSWORD, where unset, from the files (mounted secrets) that ..._FILE name."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        path = os.environ.get(f"{name}_FILE")
+        if path and not os.environ.get(name):
+            try:
+                os.environ[name] = Path(path).read_text().strip()
+            except OSError as error:
+                raise TrackingError(f"{name}_FILE {path} cannot be read: {error}", "give a readable file") from None
 
 
 @cache

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aut.edges.parent import close_parent, find_runs, open_parent
+from aut.edges.parent import close_abandoned, close_parent, find_runs, open_parent
 from aut.edges.shipper import Shipper, forget_sent, send_folder, unsent
 from aut.edges.store import check_server, client, config_file, embedded_uri, ready, resolve_uri, saved_uri, use
 from aut.errors import AutError, Busy
@@ -23,6 +23,7 @@ from aut.layout import Layout
 
 __all__ = [
     "Shipper",
+    "close_abandoned",
     "close_parent",
     "config_file",
     "embedded_uri",

@@ -56,7 +56,7 @@ class Registry:
             number = str(found.version)
             source = str(store.get_model_version_download_uri(self.name, number)).rstrip("/")
         except mlflow.MlflowException as error:
-            if error.error_code in ABSENT:
+            if error.error_code in ABSENT or self._unknown(error):
                 return None
             raise TrackingError(f"MLflow at {plain(self.uri)} does not answer: {_first_line(error)}") from None
         # A store that was deleted and made anew counts versions from 1 again: the time tells them apart.
@@ -65,6 +65,15 @@ class Registry:
             digest_json([plain(self.uri), self.name, number, source, found.creation_timestamp]),
         )
         return Pointer(self.name, number, found.run_id or "", self.alias)
+
+    def _unknown(self, error: Any) -> bool:
+        """A server with a login refuses who only reads a model that does not exist, as if it were secret."""
+        if error.error_code != "PERMISSION_DENIED":
+            return False
+        try:
+            return not client(self.uri).search_registered_models(f"name = '{self.name}'", max_results=1)
+        except mlflow_module().MlflowException:
+            return False
 
     def fetch(self, pointer: Pointer) -> Path:
         """The version's folder, downloaded when this machine lacks it. DataError: not what was registered.

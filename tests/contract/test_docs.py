@@ -36,10 +36,10 @@ def test_every_param_is_documented():
 
 
 def test_every_verb_has_help_and_the_readme_names_the_main_ones():
-    from aut.cli import adapters, app, doctor, runs, serve, sources, stages, sweep
+    from aut.cli import adapters, app, doctor, runs, serve, services, sources, stages, sweep
 
     if not app.registered_commands[1:]:
-        for module in (runs, sweep, stages, sources, adapters, serve, doctor):
+        for module in (runs, sweep, stages, sources, adapters, serve, services, doctor):
             module.add_to(app)
     verbs = get_command(app).commands  # type: ignore[attr-defined]
     assert {"run", "status", "report", "restore", "ui", "use", "doctor", "sources", "finetune"} <= set(verbs)
