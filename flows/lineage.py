@@ -39,6 +39,8 @@ class Lineage:
         uri = tracking.resolve_uri(tracking.embedded_uri(layout))
         tracking.ready(uri, layout)
         tracking.send_leftovers(uri, layout)
+        if flow_run:
+            tracking.close_abandoned(uri, flow_run)
         tags = {"aut.revision": revision(checkout), "aut.profile": params.profile}
         tags |= {"aut.flow_run": flow_run} if flow_run else {}
         tags |= {"aut.from_version": version} if version else {}

@@ -30,7 +30,7 @@ from aut.sources import scan
 from aut.workcopy import checkout_root, working_copy
 from flows.graph import STAGES, Stage, read_graph, select
 from flows.lineage import Lineage
-from flows.placement import dvc, hand_over
+from flows.placement import WorkerDied, dvc, hand_over
 from flows.reproduce import Children, Outcome, StageFailed, changed_stages, reproduce_stage
 from flows.say import say
 
@@ -48,6 +48,11 @@ def worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """A killed child or a full disk may pass; bad params, bad data and failed limits do not."""
     error = state.result(raise_on_failure=False)
     return not (isinstance(error, StageFailed) and error.hopeless)
+
+
+def worker_died(_task: Any, _run: Any, state: Any) -> bool:
+    """The other host is gone: its pool may have another. A stage that failed there was retried there."""
+    return isinstance(state.result(raise_on_failure=False), WorkerDied)
 
 
 @dataclass(eq=False)
@@ -96,7 +101,14 @@ def reproduce(stage: Stage, run: Run) -> Outcome:
     return outcome
 
 
-@task(task_run_name="{verb} on the GPU pool", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    task_run_name="{verb} on the GPU pool",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=worker_died,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def reproduce_elsewhere(verb: str, group: list[Stage], run: Run) -> None:
     """The stages of one verb, as the deployment `aut-stage/gpu`; those that nothing moved are left out."""
     moved = [s.name for s in group if not run.may_skip(s)]

@@ -39,6 +39,10 @@ HANDOVER = "handover"
 GPU_DEPLOYMENT = "aut-stage/gpu"
 
 
+class WorkerDied(AutError):
+    """The run of some stages on another host was marked Crashed."""
+
+
 def hand_over(stages: Sequence[str], layout: Layout, lineage: Lineage, profile: str, overrides: Sequence[str]) -> None:
     """Runs a group of stages as the deployment `aut-stage/gpu` and takes its results in."""
     dvc(layout.root, "push", "--run-cache")
@@ -59,7 +63,8 @@ def hand_over(stages: Sequence[str], layout: Layout, lineage: Lineage, profile: 
     done = cast(FlowRun, started)  # a coroutine only inside an event loop, which a task's thread has not
     if done.state is None or not done.state.is_completed():
         state = done.state.name if done.state else "lost"
-        raise AutError(f"stages {', '.join(stages)} ended {state} on the GPU worker", f"see flow run {done.id}")
+        failure = WorkerDied if done.state and done.state.is_crashed() else AutError
+        raise failure(f"stages {', '.join(stages)} ended {state} on the GPU worker", f"see flow run {done.id}")
     merge_lock(layout.root, lineage.fetch_lock(f"{folder}/end"), stages)
     dvc(layout.root, "pull", *stages)
 
