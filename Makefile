@@ -31,4 +31,10 @@ bench: setup ## every benchmark, quick
 up: ## start the platform with Docker
 	docker compose up -d --wait
 
-.PHONY: help setup demo test check golden bench up
+compose-check: setup ## the platform's files, with or without an engine
+	@$(BIN)/pytest tests/contract/test_compose.py
+
+test-platform: setup ## start the platform and break it; needs a Docker engine
+	@$(BIN)/pytest tests/platform -v
+
+.PHONY: help setup demo test check golden bench up compose-check test-platform
