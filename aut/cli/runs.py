@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -56,8 +57,11 @@ IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CL
 def quiet_prefect(checkout: Layout) -> None:
     """An in-process Prefect keeps its files under AUT_WORK and says only what matters; what you set stays.
 
+    SIGTERM becomes KeyboardInterrupt: dying of it, this process would leave Prefect's server behind.
+
     CRITICAL, because the in-process server reports its own shutdown as errors; a stage's error is raised, not logged.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("PREFECT_HOME", str(checkout.work / "prefect"))
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     for name in ("PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"):
@@ -66,6 +70,10 @@ def quiet_prefect(checkout: Layout) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
     for service in IDLE_SERVICES:  # one run needs no scheduler: the server starts in half the time
         os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def params(
