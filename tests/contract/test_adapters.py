@@ -1,6 +1,7 @@
 """Drop-in, two contracts each against the towers' own classes: every key settled, and the same features."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -425,6 +426,30 @@ def test_the_verbs_write_and_list(encoder, tmp_path, monkeypatch, capsys):
         drop_in(str(encoder), "voxtral", "", "")
     with pytest.raises(AutError, match="causal"):
         drop_in(str(encoder), "voxtral_realtime", str(tmp_path / "other"), "")
+
+
+def test_a_name_is_found_in_the_working_copy_that_wrote_it(encoder, tmp_path, monkeypatch):
+    import shutil
+
+    from aut.cli.adapters import _found
+    from aut.errors import MissingInput
+
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.setenv("AUT_CHECKOUT", str(tmp_path / "checkout"))
+    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingInput, match="no run of this checkout has exported 'adapted-0'"):
+        _found("adapted-0")
+    copy = tmp_path / "work/copies/demo/models/encoders/adapted-0"
+    shutil.copytree(encoder, copy)
+    assert _found("adapted-0") == copy
+    own = tmp_path / "checkout/models/encoders/adapted-0"
+    shutil.copytree(encoder, own)
+    assert _found("adapted-0") == own
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert _found("models:/whisper-aut@champion") == "models:/whisper-aut@champion"
+    assert os.environ["MLFLOW_TRACKING_URI"].endswith("mlflow.db"), "the checkout's own store, as aut serve takes it"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
 
 
 def test_export_is_the_stage_unless_a_tower_is_named(encoder, tmp_path):
