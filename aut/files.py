@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -87,17 +88,39 @@ def replacing(out: Path, draft: Path | None = None) -> Iterator[Path]:
     """A folder to write into; on success it takes the place of `out`, on failure `out` stays as it was.
 
     `draft` may name a folder that survives a failure (resumable work on the same file system or not);
-    without it a temporary one beside `out` is used and removed.
+    without it a temporary one beside `out` is used and removed, by the next writer if this one is killed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
     folder = draft or Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
+        with _held(folder):
+            yield folder
         _swap(folder, out)
     finally:
         if draft is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locks a folder itself; OSError where a live process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(out: Path) -> None:
+    """Removes drafts whose writer was killed, which may be gigabytes: a live writer holds its own."""
+    drafts = re.compile(re.escape(f".{out.name}.") + "[a-z0-9_]{8}")
+    for folder in out.parent.iterdir():
+        if drafts.fullmatch(folder.name) and folder.is_dir():
+            with suppress(OSError), _held(folder):
+                shutil.rmtree(folder)
 
 
 def _swap(folder: Path, out: Path) -> None:

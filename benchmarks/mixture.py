@@ -1,7 +1,7 @@
 """Mixture: select 20M of 24.5M rows with 100,000 blocked; digest, stats and parts written.
 
 In    a synthetic index (benchmarks/_pool.py), made first and not timed
-Out   rows_per_s, peak_rss_gb of the stage's own process; ratio_hf, ratio_lhotse where the peers are installed
+Out   rows_per_s, peak_rss_gb and cpu_s (all threads) of the stage's own process; ratio_hf, ratio_lhotse where the peers are installed
 Why   peers mix one row at a time in Python; the stage works on columns. Peers write a smaller number of rows of the
       same columns in the same run, and are compared by rows a second: both are linear in rows.
 Run   python -m benchmarks.mixture [--quick] [--keep] [--folder FOLDER]; peers: see benchmarks/peers/README.md
@@ -55,10 +55,11 @@ def stage(root: Path, shrink: int) -> dict[str, float]:
     params = pool.params(
         {d: list(n) for d, n in FULL.items()}, rows=ROWS // shrink, window=100, parts=max(4, PARTS // shrink)
     )
-    start = time.perf_counter()
+    start, before = time.perf_counter(), time.process_time()
     mixture(params, Layout(root), Silent())
-    took = time.perf_counter() - start
-    return {"took_s": took, "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    took, cpu = time.perf_counter() - start, time.process_time() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"took_s": took, "cpu_s": cpu, "peak_rss_gb": peak}
 
 
 def apart(root: Path, shrink: int) -> dict[str, float]:
@@ -90,7 +91,7 @@ def main() -> None:
         say(f"mixture: {own['took_s']:.1f} s")
         other = peers(root, PEER_ROWS[args.quick])
     rate = ROWS // shrink / own["took_s"]
-    figures = {"rows_per_s": rate, "peak_rss_gb": own["peak_rss_gb"], "took_s": own["took_s"]}
+    figures = {"rows_per_s": rate} | own
     figures |= {f"ratio_{name}": rate / theirs for name, theirs in other.items()}
     facts = {
         "rows": {"pool": sum(sum(n.values()) for n in FULL.values()), "selected": ROWS, "blocked": BLOCKED},

@@ -51,6 +51,21 @@ def test_a_named_draft_survives_a_failure(tmp_path):
     assert (draft / "half").exists()
 
 
+def test_the_draft_of_a_killed_writer_is_swept_and_a_live_one_s_is_not(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / ".out.k1ll3d__").mkdir()
+    (tmp_path / ".out.k1ll3d__" / "gigabytes").write_text("1")
+    (tmp_path / ".out.old-12").mkdir()
+    (tmp_path / ".outer.k1ll3d__").mkdir()
+    with replacing(out) as live:
+        (live / "a").write_text("1")
+        with replacing(out) as other:
+            (other / "b").write_text("2")
+        assert (live / "a").exists()
+    assert (out / "a").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.old-12", ".outer.k1ll3d__", "out"]
+
+
 def test_the_digest_of_a_tree_sees_names_and_contents(tmp_path):
     (tmp_path / "t").mkdir()
     (tmp_path / "t/a").write_text("1")
