@@ -1,7 +1,8 @@
 """Mixture: select 20M of 24.5M rows with 100,000 blocked; digest, stats and parts written.
 
 In    a synthetic index (benchmarks/_pool.py), made first and not timed
-Out   rows_per_s, peak_rss_gb and cpu_s (all threads) of the stage's own process; ratio_hf, ratio_lhotse where the peers are installed
+Out   rows_per_s, peak_rss_gb and cpu_s (all threads) of the stage's own process; ratio_hf, ratio_lhotse where the
+      peers are installed
 Why   peers mix one row at a time in Python; the stage works on columns. Peers write a smaller number of rows of the
       same columns in the same run, and are compared by rows a second: both are linear in rows.
 Run   python -m benchmarks.mixture [--quick] [--keep] [--folder FOLDER]; peers: see benchmarks/peers/README.md
