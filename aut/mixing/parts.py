@@ -23,7 +23,7 @@ import numpy as np
 
 from aut.contracts import INDEX_SCHEMA
 from aut.errors import DataError
-from aut.mixing.digest import RowDigest, facts
+from aut.mixing.digest import Hashes, RowDigest, hashes_of
 from aut.mixing.keys import U64, Blocked, ranges
 from aut.mixing.plan import Plan, Pool
 from aut.mixing.tally import Tally
@@ -55,10 +55,9 @@ class Stretch:
 @dataclass(frozen=True)
 class Cut:
     """Taken rows by hash range: range r is rows[edges[r]:edges[r + 1]], of which dead[graves[r]:graves[r + 1]] are
-    blocked; `facts` are of the same rows."""
+    blocked."""
 
     rows: pa.RecordBatch
-    facts: U64
     edges: list[int]
     dead: list[int]
     graves: list[int]
@@ -122,7 +121,7 @@ def _write(
     threads: int,
     advance: Advance,
 ) -> list[Future[None]]:
-    cuts = [future.result() for future in reading]
+    cuts = [cut for cut in (future.result() for future in reading) if len(cut.rows)]
     reading.clear()  # or the rows would be held until the block after the next
     _wait(writing)
     source = sources[block[0].plan.domain, block[0].pool.source]
@@ -132,7 +131,8 @@ def _write(
     batches = _one_dictionary([c.rows for c in cuts])
     parts = len(cuts[0].edges) - 1 if cuts else 0
     shares = [range(a, b) for a, b in pairwise(np.linspace(0, parts, TASKS * threads + 1).astype(int).tolist())]
-    return [pool.submit(source.write, batches, cuts, share, last) for share in shares if share]
+    hashes = hashes_of(batches[0]) if batches else {}
+    return [pool.submit(source.write, batches, cuts, hashes, share, last) for share in shares if share]
 
 
 def _wait(futures: list[Future[None]]) -> None:
@@ -187,7 +187,7 @@ def _cut(stretch: Stretch, parts: int, blocked: Blocked) -> Cut:
     dead = blocked.rows(stretch.keys[taken])
     rows = _canonical(_read(stretch).take(pa.array(taken)), stretch.path)
     tally = Tally.of(stretch.pool.source, rows, dead)
-    return Cut(rows, facts(rows), edges.tolist(), dead.tolist(), np.searchsorted(dead, edges).tolist(), tally)
+    return Cut(rows, edges.tolist(), dead.tolist(), np.searchsorted(dead, edges).tolist(), tally)
 
 
 def _read(stretch: Stretch) -> pa.RecordBatch:
@@ -236,14 +236,11 @@ def _hash_bytes(column: pa.StringArray) -> pa.Array:
 
 
 def _one_dictionary(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """The same batches, whose columns share a dictionary, as those of a row group must."""
+    """The same batches, whose columns share a dictionary, as those of a row group must; none of them is empty."""
     import pyarrow as pa
 
-    full = [b for b in batches if len(b)]
-    if not full:
-        return batches
-    shared = iter(pa.Table.from_batches(full).unify_dictionaries().to_batches())
-    return [next(shared) if len(b) else b for b in batches]
+    shared: list[pa.RecordBatch] = pa.Table.from_batches(batches, schema()).unify_dictionaries().to_batches()
+    return shared
 
 
 class _Source:
@@ -259,13 +256,13 @@ class _Source:
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def write(self, batches: list[pa.RecordBatch], cuts: list[Cut], share: range, last: bool) -> None:
+    def write(self, batches: list[pa.RecordBatch], cuts: list[Cut], hashes: Hashes, share: range, last: bool) -> None:
         """Appends one row group to each part of a share of the ranges; closes them after the last."""
         for r in share:
             here = [(b, c) for b, c in zip(batches, cuts, strict=True) if c.edges[r + 1] > c.edges[r]]
             if here:
                 self._bury(r, here)
-                self._append(r, here)
+                self._append(r, here, hashes)
         if last:
             self.close(share)
 
@@ -274,14 +271,14 @@ class _Source:
             if part := self._open.pop(r, None):
                 self.written.digests[r] = part.close()
 
-    def _append(self, r: int, here: list[tuple[pa.RecordBatch, Cut]]) -> None:
+    def _append(self, r: int, here: list[tuple[pa.RecordBatch, Cut]], hashes: Hashes) -> None:
         import pyarrow as pa
 
         if r not in self._open:
             self._open[r] = _Part.create(self._place / Path(part_name("", "", r)).name)
         pieces = [batch.slice(c.edges[r], c.edges[r + 1] - c.edges[r]) for batch, c in here]
         table = pa.Table.from_batches(pieces).combine_chunks()
-        self._open[r].digest.update(table, [c.facts[c.edges[r] : c.edges[r + 1]] for _, c in here])
+        self._open[r].digest.update(table, hashes)
         self._open[r].writer.write_table(table)
         self.written.rows[r] = self.written.rows.get(r, 0) + len(table)
 
