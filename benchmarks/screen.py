@@ -317,7 +317,7 @@ def main() -> None:
         "lookup_ms": milliseconds,
         "lookup_index_gb": size_gb,
     }
-    few = chosen[:: max(1, len(chosen) // (15 if args.quick else 150))]
+    few = chosen[:: max(1, len(chosen) // (15 if args.quick else 50))]
     peers = {
         name: _peer(name, module.finder, recordings, few)
         for name, module in (("landmarks", landmarks), ("chromaprint", chromaprint))
