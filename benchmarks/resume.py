@@ -28,7 +28,9 @@ TEXTS = ("low hum", "rain on a roof", "a bell")
 
 
 def main() -> None:
-    options = arguments("Kill a training again and again, and compare what remains.").parse_args()
+    parser = arguments("Kill a training again and again, and compare what remains.")
+    parser.add_argument("--far", type=Path, help="keeps the 20M-row mixture there, and uses it again")
+    options = parser.parse_args()
     kills, steps = (2, 24) if options.quick else (20, 600)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -41,7 +43,7 @@ def main() -> None:
         figures = killed(root, steps, kills)
         figures |= compare(root, steps)
         if not options.quick:
-            figures |= far(root / "far")
+            figures |= far(options.far or root / "far")
     finish("resume", figures, options.keep, {"machine": machine("torch"), "steps": steps, "checkpoint_every": EVERY})
 
 

@@ -1,7 +1,8 @@
 """Train: steps of the same Whisper on the same clips, ours at native length against transformers' Seq2SeqTrainer.
 
 In    noise as long as the mixture's clips (speech 8 s, sound 10 s, music 8 s on average), random weights and targets
-Out   ratio_hf (target 3), clips_per_s; on a GPU also padded_clips_per_s (above 60.4), mfu, padded_mfu, matrix_tflops,
+Out   ratio_hf (target 3), clips_per_s; on a CPU also ratio_hf_cpu, by processor time, which other work on the machine
+      disturbs less; on a GPU also padded_clips_per_s (above 60.4), mfu, padded_mfu, matrix_tflops,
       compiled_clips_per_s (0: it failed), memory_gb, ratio_hf_stored (against the peer that recomputes nothing)
 Why   what a step costs is decided by the padding; both sides get waveforms and compute their features, ours on
       the device inside the step, theirs with WhisperFeatureExtractor in the collator, as is usual. The peer has the
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ from aut.audio.mel import log_mel  # noqa: E402
 from aut.training.flops import Shape, matrix_rate, training_flops  # noqa: E402
 
 RATE_HZ, TARGETS = 16_000, 24
+MEL_ATOL, LOSS_RTOL = 1e-4, 1e-3  # float32, other kernels
 MEAN_S = (8.0,) * 8 + (10.0,) + (8.0,)  # 80 % speech, 10 % sound, 10 % music
 SMALL = {"d_model": 128, "layers": 4, "heads": 4, "mels": 80, "vocabulary": 2000}
 LARGE = {"d_model": 1280, "layers": 32, "heads": 20, "mels": 128, "vocabulary": 51866}
@@ -86,6 +88,23 @@ def case_of(quick: bool, rehearse: bool) -> Case:
     return Case(torch.device("cpu"), SMALL, 8, 2 if quick else 8, False, False, 20.0, 0)
 
 
+class Pace(NamedTuple):
+    """Clips a second, by the clock and by this process's processor time."""
+
+    wall: float
+    cpu: float
+
+
+class Span:
+    """From now on."""
+
+    def __init__(self, case: Case) -> None:
+        self._case, self._wall, self._cpu = case, now(case), time.process_time()
+
+    def pace(self, clips: int) -> Pace:
+        return Pace(clips / (now(self._case) - self._wall), clips / (time.process_time() - self._cpu))
+
+
 @dataclass(frozen=True)
 class Clip:
     x_T: Any
@@ -103,21 +122,50 @@ def main() -> None:
     seconds = float(np.mean([len(c.x_T) for c in clips])) / RATE_HZ
     say(f"{len(clips)} clips of {seconds:.1f} s on average, {case.batch} a step, on {case.device}")
     model = new_model(case)
-    before, peer = ours(case, model, clips), theirs(case, model, clips, again=case.full)
-    native = (before + ours(case, model, clips)) / 2.0  # on both sides of the peer, should the machine drift
-    figures = {"ratio_hf": native / peer, "clips_per_s": native, "hf_clips_per_s": peer, "mean_s": seconds}
+    errors = check(case, model, clips[:4])
+    before, peer, after = ours(case, model, clips), theirs(case, model, clips, case.full), ours(case, model, clips)
+    native = (before.wall + after.wall) / 2.0  # on both sides of the peer, should the machine drift
+    figures = {"ratio_hf": native / peer.wall, "clips_per_s": native, "hf_clips_per_s": peer.wall, "mean_s": seconds}
+    figures |= errors
     if case.full:
         figures |= on_a_gpu(case, model, clips, native)
+    else:
+        figures["ratio_hf_cpu"] = (before.cpu + after.cpu) / 2.0 / peer.cpu
     line = {"bench": "train", "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
     if not (options.quick or options.rehearse):
         keep(line, case)
     print(json.dumps(line))
 
 
+@torch.no_grad()
+def check(case: Case, model: Any, clips: Sequence[Clip]) -> dict[str, float]:
+    """Before anything is timed: our padded features and loss are transformers' own, in float32, on this device."""
+    model.eval()
+    n_B = torch.tensor([len(c.x_T) for c in clips])
+    mel_BMF, _ = log_mel(side_by_side(clips, n_B).to(case.device), n_B, model.config.num_mel_bins, padded=True)
+    extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+    features = extractor([c.x_T for c in clips], sampling_rate=RATE_HZ, return_tensors="pt").input_features
+    ids_BL = torch.tensor([c.ids for c in clips], device=case.device)
+    theirs = model(features.to(case.device), decoder_input_ids=ids_BL[:, :-1], labels=ids_BL[:, 1:]).loss
+    ours = own_loss(case, model, clips, padded=True) / (len(clips) * TARGETS)
+    errors = {"mel_error": float((mel_BMF.cpu() - features).abs().max()), "loss_error": abs(float(ours / theirs) - 1.0)}
+    say(f"checked against transformers: {errors}")
+    if errors["mel_error"] > MEL_ATOL or errors["loss_error"] > LOSS_RTOL:
+        raise SystemExit(f"not the same computation: {errors}")
+    return errors
+
+
+def side_by_side(clips: Sequence[Clip], n_B: Any) -> Any:
+    x_BT = torch.zeros(len(clips), int(n_B.max()))
+    for row, clip in zip(x_BT, clips, strict=True):
+        row[: len(clip.x_T)] = torch.from_numpy(clip.x_T)
+    return x_BT
+
+
 def on_a_gpu(case: Case, model: Any, clips: Sequence[Clip], native: float) -> dict[str, float]:
     """Padded, compiled, the peer without recomputation, and utilisation against the rate of a matrix product."""
     figures = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9 if case.gpu else 0.0}
-    padded = ours(case, model, clips, padded=True)
+    padded = ours(case, model, clips, padded=True).wall
     matrix = matrix_rate(case.device, torch.bfloat16)
     shape, tokens_N = Shape.of(model.config), np.full(len(clips), TARGETS)
     samples_N = np.array([len(c.x_T) for c in clips])
@@ -125,7 +173,7 @@ def on_a_gpu(case: Case, model: Any, clips: Sequence[Clip], native: float) -> di
     figures |= {"padded_clips_per_s": padded, "mfu": native * valid / matrix, "padded_mfu": padded * whole / matrix}
     figures |= {"matrix_tflops": matrix / 1e12, "compiled_clips_per_s": compiled(case, model, clips)}
     try:
-        stored = theirs(case, model, clips, again=False)
+        stored = theirs(case, model, clips, again=False).wall
         figures |= {"hf_stored_clips_per_s": stored, "ratio_hf_stored": native / stored}
     except torch.OutOfMemoryError:
         say("Seq2SeqTrainer without recomputation: does not fit")
@@ -155,13 +203,13 @@ def new_model(case: Case) -> Any:
     return WhisperForConditionalGeneration(config).to(case.device)
 
 
-def ours(case: Case, model: Any, clips: Sequence[Clip], padded: bool = False, note: str = "") -> float:
+def ours(case: Case, model: Any, clips: Sequence[Clip], padded: bool = False, note: str = "") -> Pace:
     """Clips a second, after a step that is not counted; a micro-batch that does not fit is halved, as in training."""
     model.train()
     budget_s = case.budget_s
     while True:
         try:
-            rate = own_steps(case, model, clips, padded, budget_s)
+            pace = own_steps(case, model, clips, padded, budget_s)
             break
         except torch.OutOfMemoryError:
             say(f"{budget_s:g} s of audio do not fit: half of it is tried")
@@ -170,18 +218,18 @@ def ours(case: Case, model: Any, clips: Sequence[Clip], padded: bool = False, no
         if budget_s < 30.0:
             raise SystemExit("one clip of 30 s does not fit this GPU")
     release(case, model)
-    say(f"aut, {'padded' if padded else 'native'}{note}: {rate:.2f} clips/s, {budget_s:g} s a micro-batch")
-    return rate
+    say(f"aut, {'padded' if padded else 'native'}{note}: {pace.wall:.2f} clips/s, {budget_s:g} s a micro-batch")
+    return pace
 
 
-def own_steps(case: Case, model: Any, clips: Sequence[Clip], padded: bool, budget_s: float) -> float:
+def own_steps(case: Case, model: Any, clips: Sequence[Clip], padded: bool, budget_s: float) -> Pace:
     adam = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     steps = [clips[i : i + case.batch] for i in range(0, len(clips), case.batch)]
     own_step(case, model, adam, max(steps, key=lambda step: max(len(c.x_T) for c in step)), padded, budget_s)
-    start = now(case)
+    span = Span(case)
     for step in steps:
         own_step(case, model, adam, step, padded, budget_s)
-    return len(clips) / (now(case) - start)
+    return span.pace(len(clips))
 
 
 def own_step(case: Case, model: Any, adam: Any, step: Sequence[Clip], padded: bool, budget_s: float) -> None:
@@ -203,7 +251,8 @@ def compiled(case: Case, model: Any, clips: Sequence[Clip]) -> float:
     plain = forward.encoder_layer, forward.decoder_layer
     forward.encoder_layer, forward.decoder_layer = (torch.compile(f, dynamic=True) for f in plain)
     try:
-        return ours(case, model, clips, note=", compiled")
+        ours(case, model, clips, note=", compiling")  # other lengths may compile once more
+        return ours(case, model, clips, note=", compiled").wall
     except Exception as error:  # a compiler's errors are of any kind; the other figures stand without it
         say(f"torch.compile: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
         release(case, model)
@@ -221,9 +270,7 @@ def release(case: Case, model: Any) -> None:
 
 def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any:
     n_B = torch.tensor([len(c.x_T) for c in group])
-    x_BT = torch.zeros(len(group), int(n_B.max()))
-    for row, clip in zip(x_BT, group, strict=True):
-        row[: len(clip.x_T)] = torch.from_numpy(clip.x_T)
+    x_BT = side_by_side(group, n_B)
     ids_BL = torch.tensor([c.ids for c in group], device=case.device)
     mel_BMF, _ = log_mel(x_BT.to(case.device), n_B, model.config.num_mel_bins, padded)
     h_BFD, f_B = forward.encoder_forward(model.model.encoder, mel_BMF, None if padded else (n_B + 159) // 160)
@@ -232,16 +279,20 @@ def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any
 
 
 class StepEnds(TrainerCallback):  # type: ignore[misc]
-    """When each optimiser step ended."""
+    """From the end of the first optimiser step, which is not counted, to that of the last."""
 
     def __init__(self, case: Case) -> None:
-        self._case, self.at = case, list[float]()
+        self._case, self._span = case, Span(case)
+        self.pace = Pace(0.0, 0.0)
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.at.append(now(self._case))
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == 1:
+            self._span = Span(self._case)
+        else:
+            self.pace = self._span.pace(self._case.batch * (state.global_step - 1))
 
 
-def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> float:
+def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> Pace:
     """Clips a second of Seq2SeqTrainer on the same model: 30-s features, 8 clips a micro-batch as in the paper.
 
     `again`: activations are recomputed, which the paper does.
@@ -269,12 +320,11 @@ def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> float:
         ends = StepEnds(case)
         trainer.add_callback(ends)
         trainer.train()
-        rate = batch * (len(ends.at) - 1) / (ends.at[-1] - ends.at[0])  # the first step is not counted
     model.gradient_checkpointing_disable()
     del trainer
     release(case, model)
-    say(f"Seq2SeqTrainer{', activations recomputed' if again else ''}: {rate:.2f} clips/s")
-    return rate
+    say(f"Seq2SeqTrainer{', activations recomputed' if again else ''}: {ends.pace.wall:.2f} clips/s")
+    return ends.pace
 
 
 def now(case: Case) -> float:
@@ -298,6 +348,7 @@ def keep(result: dict[str, Any], case: Case) -> None:
         "hardware": {"device": hardware, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "peer": f"transformers {transformers.__version__} Seq2SeqTrainer",
+        "load_average_1min": round(os.getloadavg()[0], 1),
         "batch": case.batch,
         "steps": case.steps,
     }

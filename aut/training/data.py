@@ -180,7 +180,7 @@ class Loader:
 
     def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
         """Rows that are given, the same in every process. Unreadable ones are left out."""
-        fetched = [self._try(i, row) for i, row in enumerate(rows)]
+        fetched = self._pool.map(self._try, range(len(rows)), rows)
         return [e for e in fetched if e is not None]
 
     def _batch(self, step: int, positions: NDArray[np.int64]) -> Batch:

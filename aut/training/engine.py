@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from aut.config import Schedule, Training
-from aut.errors import ConfigError
+from aut.errors import AutError, ConfigError
 from aut.training.data import Micro
 from aut.training.model import Captioner, Sums
 from aut.training.sizes import Sizes, budget, out_of_memory, release
@@ -117,7 +117,7 @@ class Engine:
     def _halved(self, micros: list[Micro], at: int, waits: bool) -> list[Micro]:
         """The micro-batches with number `at` in two, and smaller ones from now on.
 
-        ConfigError where it is one clip, or other processes wait for just these (`waits`).
+        ConfigError where it is one clip, AutError where other processes wait for just these (`waits`).
         """
         micro = micros[at]
         clips, seconds = len(micro.n_B), micro.seconds
@@ -128,9 +128,8 @@ class Engine:
         if clips == 1:
             raise ConfigError(said, "set training.activation_checkpointing=true, or a lower max_s")
         if waits:
-            raise ConfigError(
-                f"{said}, and other processes wait for it", "start again, it is halved then; or lower AUT_MICRO_S"
-            )
+            remedy = "start again (a flow does): it is halved then; or lower AUT_MICRO_S"
+            raise AutError(f"{said}, and other processes wait for it", remedy)
         if clips not in self._said:
             print(f"{said}: it is split", file=sys.stderr)  # noqa: T201
         self._said.add(clips)
@@ -189,7 +188,7 @@ class Engine:
         """Before the first step: from the files that `save` wrote, where given."""
         if folder is None:
             return
-        weights = torch.load(folder / "weights.pt", map_location=self.device, weights_only=True)
+        weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
         self.captioner.whisper.load_state_dict(weights)
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,14 @@ def train(run: Run) -> State:
     for row in (*state.log, *state.evals):
         _report(run, row)
     _tell(run, state)
-    held_out, samples = _held_out_batches(run), Samples(run.held_out, run.loader)
+    held_out = cache(lambda: (_held_out_batches(run), Samples(run.held_out, run.loader)))  # not before the first step
     clock = Clock(run.engine)
     with _stopping() as stop, progress(run.what, run.plan.steps - state.step) as advance:
         for batch in clock.waiting(run.loader.steps(run.plan, state.step)):
             clock.add(_step(run, state, batch))
             _log(run, state, clock)
             if state.step % run.training.eval_every == 0 or state.step == run.plan.steps:
-                _evaluate(run, state, held_out, samples)
+                _evaluate(run, state, *held_out())
             stopped = bool(run.engine.total(torch.tensor(float(stop.is_set()))) > 0)
             if stopped or state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps:
                 _save(run, state)

@@ -167,3 +167,16 @@ def test_other_errors_are_not_taken_for_a_full_memory(case, tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="shapes"):
         execute(job_of(case, 6), whisper_of(case), case, {"noise": case}, tmp_path, Silent())
     assert module.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 10 bytes"))
+
+
+def test_where_others_wait_it_is_said_and_the_next_start_is_halved(case, tmp_path):
+    from aut.errors import AutError
+    from aut.training.data import collate
+    from tests.unit.test_training_plan import schedule
+
+    engine = Engine(Captioner(whisper_of(case), settings(), Augment(settings(), 0)), schedule(), settings())
+    engine.sizes = sizes = Searched([8] * len(EDGES_S), tmp_path / "sizes.json", {})
+    with pytest.raises(AutError, match=r"other processes wait for it.*halved then") as raised:
+        engine._halved([collate(examples())], 0, waits=True)
+    assert raised.value.code == 1  # not hopeless: a flow tries again
+    assert read_json(tmp_path / "sizes.json")["clips"] == sizes.clips == [1] * len(EDGES_S)

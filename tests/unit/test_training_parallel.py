@@ -62,7 +62,7 @@ def test_two_processes_make_the_same_steps(case, alone, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles its communication for the CPU: no c++ here")
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_on_two_processes_stopped_and_resumed_by_three(case, alone, tmp_path, stage):
     pytest.importorskip("deepspeed")
     stopped = start(2, case, tmp_path, stage, stop=3)
