@@ -51,6 +51,7 @@ def prepare(root: Path, shrink: int) -> float:
     import soundfile as sf
 
     from aut.contracts import Silent
+    from aut.layout import Layout
     from aut.order import Order
     from aut.stages import finetune as stage
     from aut.stages.mixture import mixture

@@ -320,7 +320,8 @@ def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> Pace:
         ends = StepEnds(case)
         trainer.add_callback(ends)
         trainer.train()
-    model.gradient_checkpointing_disable()
+    if again:
+        model.gradient_checkpointing_disable()
     del trainer
     release(case, model)
     say(f"Seq2SeqTrainer{', activations recomputed' if again else ''}: {ends.pace.wall:.2f} clips/s")
