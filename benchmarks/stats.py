@@ -8,12 +8,15 @@ Figures  coverage_pct           the case furthest from 95, of 95 % intervals for
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from aut import stats
 from benchmarks._common import arguments, finish, machine, say
+
+BLOCK = 500  # draws of one task
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,26 @@ def draw(case: Case, gain: float, rng: np.random.Generator) -> tuple[np.ndarray,
     return a, b, np.repeat(np.arange(case.recordings), case.clips_each)
 
 
-def calibrate(case: Case, draws: int, resamples: int) -> tuple[float, float]:
+def calibrate(case: Case, draws: int, resamples: int, pool: Executor) -> tuple[float, float]:
     """Per cent of intervals that hold the true difference, and of null tests that reject at 5 %."""
-    rng = np.random.default_rng([20_261_123, case.recordings, case.clips_each])
-    covered = rejected = 0
     truth = _true_gain(case)
-    for n in range(draws):
+    blocks = [pool.submit(_block, case, truth, start, min(BLOCK, draws - start), resamples) for start in
+              range(0, draws, BLOCK)]  # fmt: skip
+    covered, rejected = (sum(counts) for counts in zip(*(b.result() for b in blocks), strict=True))
+    return 100 * covered / draws, 100 * rejected / draws
+
+
+def _block(case: Case, truth: float, start: int, draws: int, resamples: int) -> tuple[int, int]:
+    """Intervals that cover and null tests that reject among some draws; a block has a random stream of its own."""
+    rng = np.random.default_rng([20_261_123, case.recordings, case.clips_each, start])
+    covered = rejected = 0
+    for n in range(start, start + draws):
         a, b, cluster = draw(case, case.gain, rng)
         found = stats.paired_difference(a, b, cluster, 0.95, resamples, n)
         covered += found.low <= truth <= found.high
         a, b, cluster = draw(case, 0.0, rng)
         rejected += stats.paired_difference(a, b, cluster, 0.95, resamples, n).p < 0.05
-    return 100 * covered / draws, 100 * rejected / draws
+    return covered, rejected
 
 
 def _true_gain(case: Case) -> float:
@@ -98,16 +109,19 @@ def reference_error() -> float:
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
+    draws = 1000 if options.quick else 20_000
     found = {}
-    for name, case in CASES.items():
-        found[name] = calibrate(case, 1000 if options.quick else 20_000, 999)
-        say(f"{name}: {found[name][0]:.2f} % of intervals cover, {found[name][1]:.2f} % of null tests reject")
+    with ProcessPoolExecutor() as pool:
+        for name, case in CASES.items():
+            found[name] = calibrate(case, draws, 999, pool)
+            say(f"{name}: {found[name][0]:.2f} % of intervals cover, {found[name][1]:.2f} % of null tests reject")
     figures = {
         "coverage_pct": max((c for c, _ in found.values()), key=lambda v: abs(v - 95)),
         "null_reject_pct": max((r for _, r in found.values()), key=lambda v: abs(v - 5)),
         "worst_reference_error": reference_error(),
     }
-    facts = {"machine": machine("numpy", "scipy", "statsmodels"), "cases": found, "peer": "scipy, statsmodels"}
+    facts = {"machine": machine("numpy", "scipy", "statsmodels"), "cases": found, "draws": draws}
+    facts |= {"resamples": 999, "peer": "scipy, statsmodels"}
     finish("stats", figures, options.keep, facts)
 
 

@@ -2,8 +2,8 @@
 
 In    x_ND, y_N, group_N, divisions
 Out   Fit rows (division, seed, predicted classes, C), and one head fitted on all clips, for serving
-Why   inner fits of all folds share a matrix product, and each C starts from the one before. Test labels are read
-      by nobody here but the caller who scores. Price: inner folds are fitted to ten times the tolerance.
+Why   whatever is chosen is chosen on inner folds of the training rows, fitted to the same tolerance. Test labels are
+      read by nobody here but the caller who scores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from aut.config import Probe
 from aut.probes import adam, knn
-from aut.probes.logistic import Problem
+from aut.probes.logistic import path
 from aut.probes.splits import Division, inner_folds
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
     Rows = NDArray[np.int64]
-
-INNER_SLACK = 10.0  # inner folds only rank values of C
 
 
 @dataclass(frozen=True)
@@ -54,40 +52,25 @@ def logistic(
 ) -> tuple[list[Fit], Head | None]:
     """Every division at its own C; with `whole` also the head on all clips, at the median of the chosen C."""
     chosen = choose_c(x_ND, y_N, group_N, [d.train for d in divisions], classes, probe)
-    parts = [d.train for d in divisions]
-    if whole:
-        parts.append(np.arange(len(y_N)))
-        chosen = [*chosen, sorted(chosen)[(len(chosen) - 1) // 2]]
-    problem = Problem(x_ND, y_N, _mask(parts, len(y_N)), classes)
-    fits: dict[int, Fit] = {}
-    head = None
-    for c in sorted(set(chosen)):
-        rows = np.array([i for i, value in enumerate(chosen) if value == c])
-        heads = problem.fit(c, probe.tolerance, rows)
-        for place, i in enumerate(rows.tolist()):
-            if i == len(divisions):
-                mean, scale = heads.mean_BD[place], heads.scale_BD[place]
-                weight = heads.weight_BCD[place]
-                head = Head(weight * scale, heads.bias_BC[place] + weight @ mean, mean, scale, c)
-            else:
-                fits[i] = Fit(divisions[i], 0, heads.predict(place, x_ND[divisions[i].test]), c)
-    return [fits[i] for i in range(len(divisions))], head
+    fits = [
+        Fit(d, 0, next(path(x_ND[d.train], y_N[d.train], classes, [c], probe.tolerance)).predict(x_ND[d.test]), c)
+        for d, c in zip(divisions, chosen, strict=True)
+    ]
+    if not whole:
+        return fits, None
+    c = sorted(chosen)[(len(chosen) - 1) // 2]
+    found = next(path(x_ND, y_N, classes, [c], probe.tolerance))
+    return fits, Head(found.weight, found.bias, found.mean, found.scale, c)
 
 
 def choose_c(x_ND: Array, y_N: Rows, group_N: Rows, parts: Sequence[Rows], classes: int, probe: Probe) -> list[float]:
     """For each training part the C with the most right inner predictions, the smallest where several tie."""
     grid = sorted(probe.c_grid)
-    inner = [(p, fit, held) for p, rows in enumerate(parts) for fit, held in _inner(rows, y_N, group_N, probe)]
-    if len(grid) == 1 or not inner:
-        return [grid[0]] * len(parts)
-    problem = Problem(x_ND, y_N, _mask([fit for _, fit, _ in inner], len(y_N)), classes)
     right = np.zeros((len(parts), len(grid)))
-    state = None
-    for column, c in enumerate(grid):
-        heads = problem.fit(c, probe.tolerance * INNER_SLACK, np.arange(len(inner)), state)
-        state = heads.state
-        for i, (part, _, held) in enumerate(inner):
-            right[part, column] += (heads.predict(i, x_ND[held]) == y_N[held]).sum()
+    for part, rows in enumerate(parts if len(grid) > 1 else []):
+        for fit, held in inner_folds(rows, y_N, group_N, probe.inner_folds):
+            heads = path(x_ND[fit], y_N[fit], classes, grid, probe.tolerance)
+            right[part] += [(head.predict(x_ND[held]) == y_N[held]).sum() for head in heads]
     return [grid[k] for k in right.argmax(axis=1).tolist()]
 
 
@@ -111,14 +94,3 @@ def linear_adam(
 
 def nearest(x_ND: Array, y_N: Rows, divisions: Sequence[Division], classes: int, neighbours: int) -> list[Fit]:
     return [Fit(d, 0, knn.predict(x_ND, y_N, d.train, d.test, classes, neighbours)) for d in divisions]
-
-
-def _inner(rows: Rows, y_N: Rows, group_N: Rows, probe: Probe) -> list[tuple[Rows, Rows]]:
-    return inner_folds(rows, y_N, group_N, probe.inner_folds)
-
-
-def _mask(parts: Sequence[Rows], clips: int) -> NDArray[np.bool_]:
-    mask = np.zeros((len(parts), clips), bool)
-    for row, part in zip(mask, parts, strict=True):
-        row[part] = True
-    return mask

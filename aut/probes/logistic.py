@@ -1,19 +1,23 @@
-"""Multinomial logistic regression, many fits over one feature matrix at once.
+"""Multinomial logistic regression: one training part, a path of C values, scikit-learn's objective.
 
-In    x_ND float32 features of all clips, y_N class numbers, use_BN which clips each of B fits trains on, c_B
-Out   weights in the coordinates of x: weight_BCD, bias_BC, and how many iterations were needed
-Why   the objective is scikit-learn's (mean log loss + |W|^2 / (2 C n), features standardised by each fit's own
-      training part), the work is not: folds share their clips, so one matrix product serves every fit, and a
-      preconditioner from the features' covariance makes L-BFGS need a tenth of the iterations. Price: clips a fit
-      leaves out are computed and masked.
+In    x_ND float32 features of a part's clips, y_N class numbers, the values of C in the order they are fitted
+Out   a Linear for each C: weights in the coordinates of x, the largest gradient left, the products it took
+Why   the objective (mean log loss + |W|^2 / (2 C N), features standardised by the part itself, intercepts free) and
+      the stop (no mean gradient above the tolerance) are scikit-learn's, the work is not. With few clips the unknowns
+      are one number a clip and class: the gradient, seen through the Gram matrix, is then the residual itself, and a
+      step costs one small product instead of two wide ones. Newton's equations are solved by conjugate gradients
+      whose first directions, the leading ones of the features, come ready. Each C starts from the one before.
+      Price: a Gram matrix a part (4 N^2 bytes), and only where N is below twice D: beyond, the wide products.
+Run   python -m benchmarks.probe
 
-`B` fits, `N` clips, `D` features, `C` classes, `P` parameters of a fit.
+`N` clips, `D` features, `C` classes, `P` unknowns a class (N, or D + 1), `K` leading directions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,185 +25,243 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float32]
+    Operator = Callable[[Array], Array]
 
-MEMORY = 10  # pairs L-BFGS keeps, scikit-learn's number
-MAX_ITERATIONS = 300
+DIRECTIONS = 64  # leading ones that come ready; half as many need twice the products, twice as many save few
+PATIENCE = 5  # Newton steps without a smaller gradient: as far as float32 goes
+INNER_STEPS = 25  # beyond, another Newton step is worth more
 HALVINGS = 12
 ARMIJO = 1e-4
-NOISE = 1e-6  # relative: losses are sums of float32 terms
+NOISE = 3e-5  # relative: losses are sums of float32 terms, and Newton's full step is nearly always the right one
+LOOSE, EXACT = 0.5, 1e-3  # how far the first Newton equations are solved, and the last at most: it is float32
 
 
 @dataclass(frozen=True)
-class Heads:
-    """B linear classifiers: logits = x @ weight.T + bias. `state` starts a next fit (same x, same fits)."""
+class Linear:
+    """logits = (x - mean) / scale @ weight.T + bias; weight [C, D], bias [C] (-inf: a class the part has not)."""
 
-    weight_BCD: Array
-    bias_BC: Array
-    mean_BD: Array
-    scale_BD: Array
-    iterations: int
-    state: Array
+    weight: Array
+    bias: Array
+    mean: Array
+    scale: Array
+    c: float
+    gradient: float  # largest of the mean gradient, in scikit-learn's coordinates
+    products: int  # with the features or the Gram matrix, counted as one each
 
-    def predict(self, fit: int, x_ND: Array) -> NDArray[np.int64]:
-        """Class numbers [N] by one of the fits."""
-        return np.asarray((x_ND @ self.weight_BCD[fit].T + self.bias_BC[fit]).argmax(axis=1))
+    def predict(self, x_ND: Array) -> NDArray[np.int64]:
+        """Class numbers [N]."""
+        weight = self.weight / self.scale
+        return np.asarray((x_ND @ weight.T + (self.bias - weight @ self.mean)).argmax(axis=1))
 
 
-class Problem:
-    """Features, classes and training parts, prepared once for a whole path of C values.
+def path(x_ND: Array, y_N: NDArray[np.int64], classes: int, cs: Sequence[float], tolerance: float) -> Iterator[Linear]:
+    """One fit a value of C, each from the one before. x_ND finite, y_N in 0 ... classes - 1, at least one clip.
 
-    x_ND finite; y_N in 0 ... classes - 1; use_BN bool, at least one clip a fit.
+    A class without a clip gets the bias -inf, as scikit-learn would not know it.
+    """
+    mean, scale = standard(x_ND)
+    z_ND = (x_ND - mean) / scale
+    present, y = np.unique(y_N, return_inverse=True)
+    space: Space = Gram(z_ND) if len(z_ND) < 2 * z_ND.shape[1] else Features(z_ND)
+    state: Array = np.zeros((space.unknowns, len(present)), np.float32)
+    for c in cs:
+        before = space.products
+        state, gradient = _newton(space, y, state, np.float32(1.0 / (c * len(y))), tolerance)
+        found = space.weights(state)
+        weight, bias = np.zeros((classes, len(mean)), np.float32), np.full(classes, -np.inf, np.float32)
+        weight[present], bias[present] = found[:-1].T, found[-1]
+        yield Linear(weight, bias, mean, scale, c, gradient, space.products - before)
+
+
+def standard(x_ND: Array) -> tuple[Array, Array]:
+    """Mean and deviation of each feature; one that does not vary keeps its unit, as with scikit-learn's scaler."""
+    mean = x_ND.mean(axis=0, dtype=np.float64)
+    spread = np.sqrt(np.square(x_ND - mean.astype(np.float32)).mean(axis=0, dtype=np.float64))
+    return mean.astype(np.float32), np.where(spread > 1e-7 * np.abs(mean), spread, 1.0).astype(np.float32)
+
+
+class Space(Protocol):
+    """Where the unknowns u [P, C] live. `leading` are its K first directions and their shares of the features."""
+
+    unknowns: int
+    products: int
+    leading: tuple[Array, Array]
+
+    def logits(self, u: Array) -> Array:
+        """[N, C], intercept included."""
+
+    def pull(self, q: Array) -> Array:
+        """The gradient [P, C] of a function of the logits whose gradient there is q [N, C]."""
+
+    def ridge(self, u: Array) -> Array:
+        """The gradient of half the squared weights: u without its intercepts."""
+
+    def inner(self, u: Array, logits: Array, v: Array) -> float:
+        """Of the weights that u and v stand for; `logits` are u's."""
+
+    def weights(self, u: Array) -> Array:
+        """[D + 1, C] in standardised coordinates, the intercepts last."""
+
+
+class Features:
+    """The unknowns are the weights and, last, the intercepts: for many clips."""
+
+    def __init__(self, z_ND: Array) -> None:
+        self.z: Array = np.concatenate([z_ND, np.ones((len(z_ND), 1), np.float32)], axis=1)
+        self.unknowns, self.products = self.z.shape[1], 0
+        self.leading = _leading(lambda u: self.z.T @ (self.z @ u), self.unknowns, len(z_ND))
+
+    def logits(self, u: Array) -> Array:
+        self.products += 1
+        return self.z @ u
+
+    def pull(self, q: Array) -> Array:
+        self.products += 1
+        return self.z.T @ q
+
+    def ridge(self, u: Array) -> Array:
+        rest = u.copy()
+        rest[-1] = 0.0
+        return rest
+
+    def inner(self, u: Array, logits: Array, v: Array) -> float:
+        return float(np.vdot(u, v))
+
+    def weights(self, u: Array) -> Array:
+        return u
+
+
+class Gram:
+    """The unknowns are one weight a clip (Kimeldorf & Wahba 1971): w = z.T @ u, intercept = sum of u.
+
+    Features sum to zero over the part, so the constant feature of the intercepts is orthogonal to all others, and
+    what it adds to u is u's mean.
     """
 
-    def __init__(self, x_ND: Array, y_N: NDArray[np.int64], use_BN: NDArray[np.bool_], classes: int) -> None:
-        x = np.asarray(x_ND, np.float64)
-        self.shift, self.unit = x.mean(axis=0), _nonzero(x.std(axis=0))
-        centred = (x - self.shift) / self.unit
-        self.use = use_BN.astype(np.float64)
-        self.n_B = self.use.sum(axis=1)
-        self.mean_BD = self.use @ centred / self.n_B[:, None]
-        spread = self.use @ (centred * centred) / self.n_B[:, None] - self.mean_BD**2
-        self.scale_BD = _nonzero(np.sqrt(np.maximum(spread, 0.0)), 1e-6)
-        self.x = centred.astype(np.float32)
-        self.y, self.classes = y_N, classes
-        share = 1.0 / classes
-        self.covariance = (centred.T @ centred / len(x)) * share * (1.0 - share)
-        self.curvature = share * (1.0 - share)
+    def __init__(self, z_ND: Array) -> None:
+        self.z = z_ND
+        self.gram: Array = z_ND @ z_ND.T + np.float32(1.0)
+        self.unknowns, self.products = len(z_ND), 0
+        self.leading = _leading(lambda u: self.gram @ u, self.unknowns, len(z_ND))
 
-    def fit(self, c: float, tolerance: float, rows: NDArray[np.int64], start: Array | None = None) -> Heads:
-        """Fits `rows` of the B training parts at one C; stops where no mean gradient exceeds `tolerance`."""
-        part = _Part(self, rows, c)
-        state = np.zeros((len(rows), part.width, self.classes), np.float32) if start is None else start.copy()
-        iterations = _minimise(part, state, tolerance)
-        scale, mean = self.scale_BD[rows], self.mean_BD[rows]
-        weight = np.swapaxes(state[:, :-1], 1, 2) / (scale * self.unit)[:, None]
-        offset = mean * self.unit + self.shift
-        bias = state[:, -1] - np.einsum("bcd,bd->bc", weight, offset)
-        as32 = np.float32
-        return Heads(
-            weight.astype(as32),
-            bias.astype(as32),
-            offset.astype(as32),
-            (scale * self.unit).astype(as32),
-            iterations,
-            state,
-        )
+    def logits(self, u: Array) -> Array:
+        self.products += 1
+        logits: Array = self.gram @ u
+        return logits
+
+    def pull(self, q: Array) -> Array:
+        return q
+
+    def ridge(self, u: Array) -> Array:
+        rest: Array = u - u.mean(axis=0)
+        return rest
+
+    def inner(self, u: Array, logits: Array, v: Array) -> float:
+        return float(np.vdot(logits, v))
+
+    def weights(self, u: Array) -> Array:
+        return np.concatenate([self.z.T @ u, u.sum(axis=0)[None]])
 
 
-class _Part:
-    """The objective of some of the fits at one C: state [B, D + 1, C] -> loss [B], gradient of the same shape."""
-
-    def __init__(self, problem: Problem, rows: NDArray[np.int64], c: float) -> None:
-        self.problem, self.rows, self.c = problem, rows, c
-        self.n = problem.n_B[rows]
-        self.penalty = (1.0 / (c * self.n)).astype(np.float32)
-        self.mask = (problem.use[rows] / self.n[:, None]).astype(np.float32)
-        self.mean = problem.mean_BD[rows].astype(np.float32)
-        self.scale = problem.scale_BD[rows].astype(np.float32)
-        self.width = problem.x.shape[1] + 1
-        ridge = float(np.median(self.penalty)) + 1e-7
-        inverse = np.linalg.inv(problem.covariance + ridge * np.eye(self.width - 1))
-        self.inverse = np.asarray(inverse, np.float32)
-        self.last = np.float32(1.0 / problem.curvature)
-
-    def keep(self, on: NDArray[np.bool_]) -> _Part:
-        """The same objective for the fits that still move."""
-        part = object.__new__(_Part)
-        part.__dict__ = self.__dict__ | {k: getattr(self, k)[on] for k in ("rows", "n", "penalty", "mask")}
-        part.mean, part.scale = self.mean[on], self.scale[on]
-        return part
-
-    def __call__(self, state: Array) -> tuple[NDArray[np.float64], Array]:
-        x, y = self.problem.x, self.problem.y
-        fits, width, classes = state.shape
-        weight = state[:, :-1] / self.scale[:, :, None]
-        bias = state[:, -1] - np.einsum("bd,bdc->bc", self.mean, weight)
-        flat = weight.transpose(1, 0, 2).reshape(width - 1, fits * classes)
-        z = (x @ flat).reshape(len(x), fits, classes)
-        z += bias
-        z -= z.max(axis=2, keepdims=True)
-        truth = np.take_along_axis(z, y[:, None, None], axis=2)[:, :, 0]
-        np.exp(z, out=z)
-        total = z.sum(axis=2)
-        loss = np.einsum("nb,bn->b", np.log(total) - truth, self.mask, dtype=np.float64)
-        z *= (self.mask.T / total)[:, :, None]
-        at = np.arange(len(x))
-        z[at, :, y] -= self.mask.T
-        slope_bias = z.sum(axis=0)
-        slope = (x.T @ z.reshape(len(x), -1)).reshape(width - 1, fits, classes).transpose(1, 0, 2)
-        slope = (slope - self.mean[:, :, None] * slope_bias[:, None]) / self.scale[:, :, None]
-        slope += self.penalty[:, None, None] * state[:, :-1]
-        loss += 0.5 * self.penalty * np.einsum("bdc,bdc->b", state[:, :-1], state[:, :-1], dtype=np.float64)
-        return loss, np.concatenate([slope, slope_bias[:, None]], axis=1)
-
-    def precondition(self, gradient: Array) -> Array:
-        fits, width, classes = gradient.shape
-        flat = gradient[:, :-1].transpose(1, 0, 2).reshape(width - 1, fits * classes)
-        body = (self.inverse @ flat).reshape(width - 1, fits, classes).transpose(1, 0, 2)
-        return np.concatenate([body, gradient[:, -1:] * self.last], axis=1)
+def _leading(operator: Operator, size: int, clips: int) -> tuple[Array, Array]:
+    """Directions [P, K] and their eigenvalues [K] over the clips, by a random range finder (Halko et al. 2011)."""
+    count = min(DIRECTIONS, size)
+    start = np.random.default_rng([size, count]).normal(size=(size, count)).astype(np.float32)
+    basis = np.linalg.qr(operator(start))[0]
+    within = basis.T @ operator(basis)
+    values, vectors = np.linalg.eigh((within + within.T) / 2)
+    return basis @ vectors, np.maximum(values, 0.0) / np.float32(clips)
 
 
-def _minimise(part: _Part, state: Array, tolerance: float) -> int:
-    """Preconditioned L-BFGS on every fit in step, those that have converged leaving; `state` is filled in place."""
-    alive = np.arange(len(state))
-    here = state
-    loss, slope = part(here)
-    memory: list[tuple[Array, Array, Array]] = []
-    for iteration in range(MAX_ITERATIONS):
-        moving = np.abs(slope).max(axis=(1, 2)) > tolerance
-        if not moving.all():
-            state[alive] = here
-            if not moving.any():
-                return iteration
-            alive, here, loss, slope = alive[moving], here[moving], loss[moving], slope[moving]
-            part = part.keep(moving)
-            memory = [(s[moving], y[moving], r[moving]) for s, y, r in memory]
-        step = -_direction(part, slope, memory)
-        there, new_loss, new_slope = _advance(part, here, step, loss, slope)
-        s, y = there - here, new_slope - slope
-        curvature = np.einsum("bdc,bdc->b", s, y, dtype=np.float64)
-        rho = np.where(curvature > 1e-20, 1.0 / np.maximum(curvature, 1e-20), 0.0).astype(np.float32)
-        memory = [*memory[-(MEMORY - 1) :], (s, y, rho)]
-        here, loss, slope = there, new_loss, new_slope
-    state[alive] = here
-    return MAX_ITERATIONS
+def _newton(space: Space, y_N: NDArray[np.int64], u: Array, penalty: np.float32, stop: float) -> tuple[Array, float]:
+    """Minimises from u; returns the best point and the largest gradient there."""
+    logits = space.logits(u)
+    loss, best, since, found, first = _loss(space, u, logits, y_N, penalty), np.inf, 0, u, 0.0
+    while best > stop and since < PATIENCE:
+        p = _softmax(logits)
+        residual = p / np.float32(len(p))
+        residual[np.arange(len(p)), y_N] -= np.float32(1.0 / len(p))
+        gradient = space.pull(residual) + penalty * space.ridge(u)
+        largest = float(np.abs(space.weights(gradient)).max())
+        since += 1
+        if largest < best:
+            best, since, found = largest, 0, u
+        if largest > stop:
+            first = first or largest
+            # The closer, the more exactly, so that steps shrink faster and faster; never beyond what is asked for.
+            share = max(min(LOOSE, (largest / first) ** 0.5), 0.5 * stop / largest, EXACT)
+            step, along = _solve(space, p, penalty, -gradient, share)
+            length, loss = _descend(
+                space, u, logits, step, along, y_N, penalty, loss, space.inner(step, along, gradient)
+            )
+            u, logits = u + length * step, logits + length * along
+    return found, best
 
 
-def _direction(part: _Part, slope: Array, memory: list[tuple[Array, Array, Array]]) -> Array:
-    """Two-loop recursion (Nocedal & Wright, algorithm 7.4); a pair with rho = 0 is skipped."""
-    q = slope.copy()
-    used = []
-    for s, y, rho in reversed(memory):
-        alpha = rho * np.einsum("bdc,bdc->b", s, q)
-        q -= alpha[:, None, None] * y
-        used.append(alpha)
-    q = part.precondition(q)
-    if memory:
-        s, y, rho = memory[-1]
-        size = np.einsum("bdc,bdc->b", y, part.precondition(y))
-        q *= np.where(rho > 0, 1.0 / np.maximum(rho * size, 1e-20), 1.0).astype(np.float32)[:, None, None]
-    for (s, y, rho), alpha in zip(memory, reversed(used), strict=True):
-        beta = rho * np.einsum("bdc,bdc->b", y, q)
-        q += (alpha - beta)[:, None, None] * s
-    return q
+def _solve(space: Space, p: Array, penalty: np.float32, right: Array, share: float) -> tuple[Array, Array]:
+    """Newton's step and its logits, by conjugate gradients until `share` of the right side is left.
 
+    The logits of a direction follow its recurrence, so a turn costs one product with the Gram matrix, or two with
+    the features. Leading directions are scaled as if every clip were as undecided as the mean clip.
+    """
+    basis, values = space.leading
+    undecided = float((p * (1.0 - p)).mean())
+    gain = (undecided * values[0] + penalty) / (undecided * values + penalty) - 1.0
+    clips = np.float32(1.0 / len(p))
 
-def _advance(
-    part: _Part, here: Array, step: Array, loss: NDArray[np.float64], slope: Array
-) -> tuple[Array, NDArray[np.float64], Array]:
-    """Halves each fit's step until it descends; the full step nearly always does."""
-    descent = np.einsum("bdc,bdc->b", step, slope, dtype=np.float64)
-    length = np.ones(len(here), np.float32)
-    for _ in range(HALVINGS):
-        there = here + length[:, None, None] * step
-        new_loss, new_slope = part(there)
-        bad = new_loss > loss + ARMIJO * length * descent + NOISE * np.abs(loss)
-        if not bad.any():
+    def scaled(r: Array) -> tuple[Array, Array, float]:
+        d: Array = r + basis @ (gain[:, None] * (basis.T @ r))
+        seen = space.logits(d)
+        return d, seen, space.inner(d, seen, r)
+
+    left = right.copy()
+    direction, logits, size = scaled(left)
+    step, along, enough = np.zeros_like(right), np.zeros_like(logits), share * share * size
+    for _ in range(INNER_STEPS):
+        curved = p * logits
+        curved -= p * curved.sum(axis=1, keepdims=True)
+        curved *= clips
+        image = space.pull(curved) + penalty * space.ridge(direction)
+        length = np.float32(size / space.inner(direction, logits, image))
+        step += length * direction
+        along += length * logits
+        left -= length * image
+        fresh, fresh_logits, now = scaled(left)
+        if now <= enough or not now > 0.0:
             break
-        length[bad] *= 0.5
-    return there, new_loss, new_slope
+        direction = fresh + np.float32(now / size) * direction
+        logits = fresh_logits + np.float32(now / size) * logits
+        size = now
+    return step, along
 
 
-def _nonzero(scale: NDArray[np.float64], floor: float = 1e-12) -> NDArray[np.float64]:
-    """A feature that does not vary keeps its unit, as in scikit-learn's StandardScaler."""
-    return np.where(scale > floor, scale, 1.0)
+def _descend(
+    space: Space,
+    u: Array,
+    logits: Array,
+    step: Array,
+    along: Array,
+    y_N: NDArray[np.int64],
+    penalty: np.float32,
+    loss: float,
+    slope: float,
+) -> tuple[np.float32, float]:
+    """Halves a step until it descends; the full one nearly always does. Returns its length and the loss there."""
+    for length in 0.5 ** np.arange(HALVINGS, dtype=np.float32):
+        there = _loss(space, u + length * step, logits + length * along, y_N, penalty)
+        if there <= loss + ARMIJO * float(length) * slope + NOISE * abs(loss):
+            break
+    return length, there
+
+
+def _softmax(logits: Array) -> Array:
+    p: Array = logits - logits.max(axis=1, keepdims=True)
+    np.exp(p, out=p)
+    p /= p.sum(axis=1, keepdims=True)
+    return p
+
+
+def _loss(space: Space, u: Array, logits: Array, y_N: NDArray[np.int64], penalty: np.float32) -> float:
+    top = logits.max(axis=1)
+    mean = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(len(y_N)), y_N]
+    return float(mean.mean(dtype=np.float64)) + 0.5 * float(penalty) * space.inner(u, logits, space.ridge(u))

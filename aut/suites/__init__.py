@@ -4,7 +4,8 @@ In    an encoder folder, or an address of the registry (models:/whisper-aut@cham
 Out   a torch module that X-ARES, XARES-LLM or HEAR 2021 runs unchanged, one file a suite
 Why   a suite gives clips as one tensor, most of them without lengths; what it says about padding decides what the
       encoder may see. Price: a clip that a suite has padded counts as long as the padding, where it gives no mask.
-      The suites themselves are not installed here (they need torchaudio or TensorFlow); tests repeat their checks.
+      The suites need torchaudio or TensorFlow: benchmarks/peers/suite_checks.py runs their own checkers in an
+      environment of its own, tests/unit repeats what they check.
 Run   see the files
 
 `B` clips, `T` samples, `F` frames, `D` width.

@@ -17,7 +17,7 @@ from aut.files import digest_tree, read_json
 from aut.layout import Layout
 from aut.probes import adam, knn
 from aut.probes.fitting import choose_c, linear_adam, logistic
-from aut.probes.logistic import Problem
+from aut.probes.logistic import Features, path
 from aut.probes.splits import divide, grouped_folds
 from aut.stages.probe import excluded, probe, relabelled, score
 
@@ -62,32 +62,48 @@ def embedded(
     pl.DataFrame(columns | clips).write_parquet(folder / "clips.parquet")
 
 
-@pytest.mark.parametrize("c", [0.01, 1.0, 10.0])
-def test_logistic_equals_scikit_learn(c: float) -> None:
+@pytest.mark.parametrize(("clips", "width"), [(300, 200), (1200, 24)], ids=["by clips", "by features"])
+@pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
+def test_logistic_equals_scikit_learn(clips: int, width: int, c: float) -> None:
+    """Both ways to hold the unknowns, at equal C and tolerance: weights, and what they predict of unseen clips."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    x, y, group = blobs(1200, 24, 8, 0.4)
-    fold = grouped_folds(y, group, 3, [0])
-    found = Problem(x, y, np.stack([fold != k for k in range(3)]), 8).fit(c, 1e-6, np.arange(3))
-    same = []
-    for k in range(3):
-        scaler = StandardScaler().fit(x[fold != k].astype(float))
-        reference = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(scaler.transform(x[fold != k]), y[fold != k])
-        same.append(reference.predict(scaler.transform(x)) == found.predict(k, x))
-        weight = found.weight_BCD[k] * found.scale_BD[k]
-        # Both stop at a mean gradient of 1e-6, ours in float32; along flat directions weights differ more than loss.
-        assert np.abs(weight - reference.coef_).max() < 0.01 * np.abs(reference.coef_).max() + 1e-3
-    assert np.mean(same) > 0.995
+    x, y, _ = blobs(2 * clips, width, 8, 0.4)
+    scaler = StandardScaler().fit(x[:clips].astype(float))
+    z = scaler.transform(x)
+    reference = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(z[:clips], y[:clips])
+    (found,) = path(x[:clips], y[:clips], 8, [c], 1e-6)
+    assert found.gradient <= 1e-6
+    # A mean gradient of 1e-6 leaves weights free along flat directions, more so the weaker the penalty.
+    assert np.abs(found.weight - reference.coef_).max() < 0.02 * np.abs(reference.coef_).max() + 1e-3
+    assert np.mean(reference.predict(z) == found.predict(x)) > 0.995
 
 
-def test_a_fit_does_not_depend_on_its_companions() -> None:
-    x, y, group = blobs()
-    fold = grouped_folds(y, group, 4, [0])
-    problem = Problem(x, y, np.stack([fold != k for k in range(4)]), 4)
-    together = problem.fit(1.0, 1e-6, np.arange(4))
-    alone = problem.fit(1.0, 1e-6, np.array([2]))
-    np.testing.assert_allclose(together.weight_BCD[2], alone.weight_BCD[0], atol=2e-4)  # both stop near the optimum
+def test_both_ways_to_hold_the_unknowns_agree_on_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, _ = blobs(200, 90, 5, 0.5)
+    by_clips = list(path(x, y, 5, [0.01, 1.0], 1e-7))
+    monkeypatch.setattr("aut.probes.logistic.Gram", Features)
+    for one, other in zip(by_clips, path(x, y, 5, [0.01, 1.0], 1e-7), strict=True):
+        np.testing.assert_allclose(one.weight, other.weight, atol=1e-3)  # float32, both within 1e-7 of the optimum
+        assert (one.predict(x) == other.predict(x)).all()
+
+
+def test_a_class_that_the_part_has_not_is_never_predicted() -> None:
+    x, y, _ = blobs(120, 10, 4, 1.0)
+    (found,) = path(x[y != 2], y[y != 2], 4, [1.0], 1e-5)
+    assert np.isneginf(found.bias[2])
+    assert set(found.predict(x).tolist()) == {0, 1, 3}
+
+
+def test_features_that_do_not_vary_and_tolerances_out_of_reach_end() -> None:
+    x, y, _ = blobs(90, 6, 3, 1.0)
+    x[:, 2] = 7.0
+    (found,) = path(x, y, 3, [1.0], 1e-12)
+    assert found.gradient < 1e-6
+    assert np.abs(found.weight[:, 2]).max() < 1e-6
+    (one,) = path(x[y == 1], y[y == 1], 3, [1.0], 1e-5)
+    assert set(one.predict(x).tolist()) == {1}
 
 
 def test_adam_equals_a_plain_torch_loop() -> None:
