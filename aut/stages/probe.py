@@ -9,7 +9,7 @@ Run   aut probe adapted-0 toy_sounds_probe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ def probe(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
     never trained on. ConfigError: the set has no such folds, labels or exclusion list.
     """
     folder = layout.embeddings(encoder, probe_set)
-    vectors, clips = read_embeddings(folder, probe_set)
+    vectors, clips = read_embeddings(folder, probe_set, params.embed.poolings)
     rows: list[pl.DataFrame] = []
     scores: list[dict[str, Any]] = []
     head: tuple[Head, dict[str, Any]] | None = None
@@ -92,8 +92,10 @@ def probe(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
     return {"accuracy": first["accuracy"], "clips": first["clips"], "recordings": first["recordings"]}
 
 
-def read_embeddings(folder: Path, name: str) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame]:
-    """Vectors [N, D] of each pooling, the order of params kept first, and the clips in the same order.
+def read_embeddings(
+    folder: Path, name: str, poolings: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float32]], pl.DataFrame]:
+    """Vectors [N, D] of each pooling in the order given, its layers after it, and the clips of the rows.
 
     DataError names a clip whose vector is not finite, or the two counts that disagree.
     """
@@ -113,8 +115,9 @@ def read_embeddings(folder: Path, name: str) -> tuple[dict[str, NDArray[np.float
         if not finite.all():
             clip = clips["id"][int(np.argmin(finite))]
             raise DataError(f"the '{pooling}' embedding of clip {clip} is not finite", "check the encoder's weights")
-    # "valid" before "padded": the better founded pooling leads wherever both exist.
-    return {k: vectors[k] for k in sorted(vectors, key=lambda k: (k.startswith("padded"), k))}, clips
+    place = {pooling: n for n, pooling in enumerate(poolings)}
+    of = {k: place.get(k.partition(".layer")[0], len(place)) for k in vectors}  # 'valid.layer03' is a pooling of valid
+    return {k: vectors[k] for k in sorted(vectors, key=lambda k: (of[k], k))}, clips
 
 
 def select(clips: pl.DataFrame, protocol: Protocol, params: Params, layout: Layout, name: str) -> ProbeSet:

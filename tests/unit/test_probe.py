@@ -219,6 +219,18 @@ def test_head_serves_alone(tmp_path: Path) -> None:
     assert np.mean([labels[k] == f"class{t}" for k, t in zip(logits.argmax(1), y, strict=True)]) > 0.9
 
 
+@pytest.mark.parametrize("poolings", [["valid", "padded"], ["padded", "valid"]])
+def test_the_first_pooling_of_params_decides(tmp_path: Path, poolings: list[str]) -> None:
+    layout = Layout(tmp_path)
+    embedded(layout, *blobs(apart=2.0))
+    params = params_with()
+    params = params.model_copy(update={"embed": params.embed.model_copy(update={"poolings": poolings})})
+    probe(params, layout, Silent(), "base", SET)
+    assert read_json(layout.probe("base", SET) / "head.json")["pooling"] == poolings[0]
+    found = [s["pooling"] for s in read_json(layout.probe("base", SET) / "scores.json")["scores"]]
+    assert list(dict.fromkeys(found)) == poolings
+
+
 def test_score_leaves_clips_out() -> None:
     frame = pl.DataFrame(
         {"repeat": [0] * 4, "seed": [0] * 4, "fold": ["f"] * 4, "id": list("abcd"), "source_id": list("wxyz")}
