@@ -1,6 +1,8 @@
 """The platform as an operator has it: `docker compose up`, in a project, on ports and with volumes of its own.
 
 Skipped, with the reason, where no Docker engine answers. AUT_PLATFORM_KEEP=1 leaves it running at the end;
+AUT_PLATFORM_REUSE=PROJECT breaks one that is up already, with its images, on the usual ports, and leaves it;
+AUT_PLATFORM_PATIENCE=4 waits four times as long where waiting is no part of what must hold;
 AUT_PLATFORM_RESULTS names a file that takes the scenarios' results with their times.
 """
 
@@ -25,6 +27,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = float(os.environ.get("AUT_PLATFORM_PATIENCE", "1"))  # more on a machine that does other work
 SERVICES = ("postgres", "mlflow", "prefect", "worker-cpu", "serve")
 SHORT = [
     "finetune.arms=[adapted]",
@@ -192,10 +195,10 @@ def ask(
 
 
 def until(what: Callable[[], Any], seconds: float, why: Callable[[], str] = lambda: "", every: float = 0.5) -> Any:
-    """The first true value of `what`; an AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
+    """The first true value of `what`; an AssertionError after `seconds` times AUT_PLATFORM_PATIENCE."""
+    end = time.monotonic() + seconds * PATIENCE
     while not (found := what()):
-        assert time.monotonic() < end, f"not within {seconds:.0f} s. {why()}"
+        assert time.monotonic() < end, f"not within {seconds * PATIENCE:.0f} s. {why()}"
         time.sleep(every)
     return found
 
@@ -210,6 +213,12 @@ def make_stack(project: str, **env: str) -> Stack:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Images built, volumes empty; the first scenario starts it."""
+    reused = os.environ.get("AUT_PLATFORM_REUSE")
+    if reused:
+        up = Stack(reused, dict(os.environ))
+        up.learn()
+        yield up
+        return
     made = make_stack("aut-test")
     made.down("--volumes")
     made.compose("build", timeout=3600)
