@@ -114,13 +114,17 @@ def change(state: StateType, name: str, message: str) -> ChangeFlowRunState:
 
 
 def keep(automation: AutomationCore) -> None:
-    """Makes the automation, or brings the one of its name to this definition."""
+    """Makes the automation, or brings the one of its name to this definition.
+
+    One that is as it should be stays untouched: an update forgets the heartbeats it waits for, and a run that died in
+    that moment would stay Running for ever.
+    """
     with get_client(sync_client=True) as client:
         found = client.read_automations_by_name(automation.name)
-        if found:
-            client.update_automation(found[0].id, automation)
-        else:
+        if not found:
             client.create_automation(automation)
+        elif found[0].model_dump(mode="json", exclude={"id"}) != automation.model_dump(mode="json"):
+            client.update_automation(found[0].id, automation)
 
 
 def _prefect(root: Path, *args: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from aut.edges.store import client, mlflow_module, plain
@@ -13,16 +14,31 @@ from aut.layout import Layout
 
 
 def log_artifact(uri: str, run_id: str, path: Path, folder: str) -> None:
-    """A file, or a folder's contents, under the run's artifact folder `folder/<name>`."""
+    """A file, or a folder's contents, under the artifact folder `folder/<name>`. TrackingError: it was not taken."""
     store = client(uri)
-    if path.is_dir():
-        store.log_artifacts(run_id, str(path), f"{folder}/{path.name}".strip("/"))
-    else:
-        store.log_artifact(run_id, str(path), folder or None)
+    with _keeping(uri, run_id, path.name):
+        if path.is_dir():
+            store.log_artifacts(run_id, str(path), f"{folder}/{path.name}".strip("/"))
+        else:
+            store.log_artifact(run_id, str(path), folder or None)
 
 
 def log_text(uri: str, run_id: str, text: str, name: str) -> None:
-    client(uri).log_text(run_id, text, name)
+    """A text as the artifact `name`. TrackingError: it was not taken."""
+    with _keeping(uri, run_id, name):
+        client(uri).log_text(run_id, text, name)
+
+
+@contextmanager
+def _keeping(uri: str, run_id: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each store has errors of its own; a server whose volume is full says only 500
+        first = " ".join(str(error).split())[:200]
+        raise TrackingError(
+            f"MLflow at {plain(uri)} could not keep the artifact '{what}' of run {run_id}: {first}",
+            "is there room where its artifacts lie, and does it know us? see `aut doctor`",
+        ) from error
 
 
 def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:

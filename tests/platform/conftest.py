@@ -174,7 +174,14 @@ class Stack:
         return sorted(v["version"] for v in found)
 
     def _json(self, url: str, login: str, body: Any) -> Any:
-        status, text = ask(url, login, body)
+        for _ in range(20):  # a server whose database is away, or that starts, answers again
+            try:
+                status, text = ask(url, login, body)
+            except OSError as error:
+                status, text = 503, str(error).encode()
+            if status < 500:
+                break
+            time.sleep(3)
         assert status < 300, f"{url}: {status} {text[:500]!r}"
         return json.loads(text)
 
