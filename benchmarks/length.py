@@ -62,8 +62,7 @@ def right(params: Any, layout: Any, encoder: str, probe_set: str, quick: bool) -
         rows = rows.gather_every(max(1, rows.height // QUICK_CLIPS))
     source = params.sources[probe_set]
     clips = waveforms(layout.corpus_root(source.dataset, source.path), rows, params)
-    vectors = {"native": opened.pooled(clips, ["valid"])["valid"], "padded": padded(opened, clips)}
-    vectors["paper"] = opened.pooled(clips, ["padded"])["padded"]
+    vectors = {"native": opened.pooled(clips, ["valid"])["valid"], **padded(opened, clips)}
     told = {
         way: probed(params, layout, probe_set, rows.select("id", "source_id", "label", "split"), x)
         for way, x in vectors.items()
@@ -77,18 +76,18 @@ def waveforms(root: Path, rows: Any, params: Any) -> list[Any]:
     return [read_clip(root, row, params.embed.max_s) for row in rows.to_dicts()]
 
 
-def padded(encoder: Any, clips: list[Any]) -> NDArray[np.float32]:
-    """Mean over the frames that are audio, of a pass over 30 s: what padding alone changes."""
+def padded(encoder: Any, clips: list[Any]) -> dict[str, NDArray[np.float32]]:
+    """Two means of one pass over 30 s: over the frames that are audio, what padding alone changes; and over all."""
     import torch
 
-    out = []
+    heard, whole = [], []
     for clip in clips:
-        n_B = torch.tensor([len(clip)])
         with torch.inference_mode():
-            states, _ = encoder.frames(torch.from_numpy(clip)[None], n_B, True, False)
+            states, _ = encoder.frames(torch.from_numpy(clip)[None], torch.tensor([len(clip)]), True, False)
         frames = -(-len(clip) // round(encoder.hop_s * encoder.rate_hz))
-        out.append(states[-1][0, :frames].double().mean(0).numpy())
-    return np.stack(out).astype(np.float32)
+        heard.append(states[-1][0, :frames].double().mean(0).numpy())
+        whole.append(states[-1][0].double().mean(0).numpy())
+    return {"padded": np.stack(heard).astype(np.float32), "paper": np.stack(whole).astype(np.float32)}
 
 
 def probed(params: Any, layout: Any, probe_set: str, clips: Any, x_ND: NDArray[np.float32]) -> NDArray[np.float64]:
