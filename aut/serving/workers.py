@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import queue
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,6 +35,7 @@ Opened = Callable[..., tuple[Handler, Head]]
 
 PRELOADED = ("aut.encoders.tower", "aut.audio.decode", "aut.serving.engine", "aut.serving.decoding")
 START_S = 300.0  # to open the largest encoder from a cold disk
+PIPE_BYTES = 1 << 20  # a clip of 10 s is 640 KB: one write and one read, not four; the system may allow less
 AGAIN_S = 0.5  # between two starts of a worker that dies as it starts
 
 
@@ -98,6 +101,7 @@ class _Worker:
         self._started = time.monotonic()
         context = _context()
         self._conn, theirs = context.Pipe()
+        _widen(self._conn, theirs)
         self._process = context.Process(target=_work, args=(theirs, *self._make), daemon=True)
         self._process.start()
         theirs.close()
@@ -195,6 +199,13 @@ def _raised(told: Head) -> Exception:
     if isinstance(kind, type) and issubclass(kind, AutError):
         return kind(*told["args"])
     return Failed(f"{told['kind']}: {told['args'][0]}")
+
+
+def _widen(*ends: Connection) -> None:
+    for end in ends:
+        with socket.socket(fileno=os.dup(end.fileno())) as held:
+            for kind in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                held.setsockopt(socket.SOL_SOCKET, kind, PIPE_BYTES)
 
 
 def _context() -> Any:

@@ -62,8 +62,9 @@ def test_who_dies_or_hangs_is_replaced_and_costs_one_call(crew):
     one = np.ones(1, np.float32)
     assert all(crew.call({"do": "double"}, [one])[1] for _ in range(3))
     pid = crew.call({"do": "double"}, [one])[0]["pid"]
+    (process,) = (w._process for w in crew.workers if w._process.pid == pid)
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.1)
+    process.join(30)
     assert crew.call({"do": "double"}, [one])[0]["pid"] != pid, "who died idle is replaced before it is asked"
     assert crew.lost == 2
 
