@@ -11,7 +11,7 @@ Price memory of three blocks: some 250 bytes a row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -81,63 +81,62 @@ def write_parts(
 ) -> list[Written]:
     """Writes every taken row below `folder`; the same bytes for any number of threads."""
     sources = {(p.domain, s.source): _Source(folder, Written(p.domain, s.source)) for p in plans for s in p.pool}
-    pool = ThreadPoolExecutor(threads)
+    queue = ThreadPoolExecutor(threads)
     try:
-        _run(_blocks(plans), sources, pool, threads, lambda s: _cut(s, parts, blocked), advance)
+        shares = [range(a, b) for a, b in pairwise(np.linspace(0, parts, TASKS * threads + 1).astype(int).tolist())]
+        writer = _Writer(queue, sources, [s for s in shares if s], advance)
+        ahead: _Read | None = None
+        for block, last in _blocks(plans):
+            reading = _Read(block, last, [queue.submit(_cut, s, parts, blocked) for s in block])
+            if ahead:
+                writer.write(ahead)
+            ahead = reading
+        if ahead:
+            writer.write(ahead)
+        writer.wait()
     finally:
-        pool.shutdown(cancel_futures=True)
+        queue.shutdown(cancel_futures=True)
         for source in sources.values():
             source.close(range(parts))
     return [source.written for source in sources.values()]
 
 
-def _run(
-    blocks: Iterator[tuple[list[Stretch], bool]],
-    sources: dict[tuple[Domain, str], _Source],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    cut: Callable[[Stretch], Cut],
-    advance: Advance,
-) -> None:
-    """Reads a block ahead of the one that is written, which is never ahead of its predecessor in the same files."""
-    writing: list[Future[None]] = []
-    ahead: list[tuple[list[Stretch], bool, list[Future[Cut]]]] = []
-    for block, last in blocks:
-        ahead.append((block, last, [pool.submit(cut, s) for s in block]))
-        if len(ahead) == 2:
-            writing = _write(*ahead.pop(0), writing, sources, pool, threads, advance)
-    for step in ahead:
-        writing = _write(*step, writing, sources, pool, threads, advance)
-    _wait(writing)
+@dataclass(frozen=True)
+class _Read:
+    """A block of one source on its way, and whether it is the source's last."""
+
+    stretches: list[Stretch]
+    last: bool
+    cuts: list[Future[Cut]]
 
 
-def _write(
-    block: list[Stretch],
-    last: bool,
-    reading: list[Future[Cut]],
-    writing: list[Future[None]],
-    sources: dict[tuple[Domain, str], _Source],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    advance: Advance,
-) -> list[Future[None]]:
-    cuts = [cut for cut in (future.result() for future in reading) if len(cut.rows)]
-    reading.clear()  # or the rows would be held until the block after the next
-    _wait(writing)
-    source = sources[block[0].plan.domain, block[0].pool.source]
-    for cut in cuts:
-        source.written.tally.add(cut.tally)
-    advance(sum(len(c.rows) for c in cuts), f"rows of {source.written.source}")
-    batches = _one_dictionary([c.rows for c in cuts])
-    parts = len(cuts[0].edges) - 1 if cuts else 0
-    shares = [range(a, b) for a, b in pairwise(np.linspace(0, parts, TASKS * threads + 1).astype(int).tolist())]
-    hashes = hashes_of(batches[0]) if batches else {}
-    return [pool.submit(source.write, batches, cuts, hashes, share, last) for share in shares if share]
+@dataclass
+class _Writer:
+    """Hands blocks to the queue, each after its predecessor is written: both append to the same files."""
 
+    queue: ThreadPoolExecutor
+    sources: dict[tuple[Domain, str], _Source]
+    shares: list[range]
+    advance: Advance
+    writing: list[Future[None]] = field(default_factory=list)
 
-def _wait(futures: list[Future[None]]) -> None:
-    for future in futures:
-        future.result()
+    def write(self, block: _Read) -> None:
+        """Waits for the block to be read and for the one before it to be written, then submits it."""
+        cuts = [cut for cut in (future.result() for future in block.cuts) if len(cut.rows)]
+        block.cuts.clear()  # or the rows would be held until the block after the next
+        self.wait()
+        source = self.sources[block.stretches[0].plan.domain, block.stretches[0].pool.source]
+        for cut in cuts:
+            source.written.tally.add(cut.tally)
+        self.advance(sum(len(c.rows) for c in cuts), f"rows of {source.written.source}")
+        batches = _one_dictionary([c.rows for c in cuts])
+        hashes = hashes_of(batches[0]) if batches else {}
+        submit = self.queue.submit
+        self.writing = [submit(source.write, batches, cuts, hashes, share, block.last) for share in self.shares]
+
+    def wait(self) -> None:
+        for future in self.writing:
+            future.result()
 
 
 def _blocks(plans: Sequence[Plan]) -> Iterator[tuple[list[Stretch], bool]]:
