@@ -150,10 +150,11 @@ class BaseEncoder(Frozen):
     random      the same shape as `base`, untrained
     logmel      mean and deviation of each log-mel bin: no network at all
     hub         any Hugging Face audio encoder, as a baseline only
+    registered  a registered version (models:/NAME/3), or a folder that `aut export` wrote, as a baseline only
     """
 
-    kind: Literal["train", "pretrained", "random", "logmel", "hub"]
-    model: str | None  # hub name or folder, for pretrained and hub
+    kind: Literal["train", "pretrained", "random", "logmel", "hub", "registered"]
+    model: str | None  # hub name, folder or address, for pretrained, hub and registered
     revision: str | None
 
 
@@ -168,8 +169,10 @@ class Base(Frozen):
         if "base" not in self.encoders:
             raise ValueError("base.encoders needs the key 'base'")
         for name, e in self.encoders.items():
-            if e.kind in ("pretrained", "hub") and not e.model:
-                raise ValueError(f"base.encoders.{name}.model is empty: give a hub name or a folder")
+            if e.kind in ("pretrained", "hub", "registered") and not e.model:
+                raise ValueError(f"base.encoders.{name}.model is empty: give a hub name, a folder or models:/NAME/3")
+            if e.kind == "registered" and "@" in str(e.model):
+                raise ValueError(f"base.encoders.{name}.model is an alias, which moves: name a version, models:/NAME/3")
         return self
 
 

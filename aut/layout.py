@@ -14,6 +14,7 @@ from aut.errors import ConfigError
 from aut.units import Role
 
 RESTORING = "AUT_RESTORING"
+REGISTERED = "AUT_REGISTERED"  # where the verb `base` put a registered version for the stage
 """Set while a restore runs `dvc repro --pull`: a stage that would have to compute refuses instead."""
 
 

@@ -86,7 +86,22 @@ def _mixture() -> None:
 
 def _base(encoder: Annotated[str, typer.Argument(help="A key of base.encoders.")] = "base") -> None:
     """Fetch or train a starting point: the base model, or a baseline."""
+    _fetch_registered(encoder)
     run_stage("base", encoder=encoder)
+
+
+def _fetch_registered(encoder: str) -> None:
+    """A version that params name, where the stage finds it: stages know no registry."""
+    from aut.config import read_params
+    from aut.layout import REGISTERED, here
+
+    layout = here()
+    wanted = read_params(layout.params).base.encoders.get(encoder)
+    if wanted and wanted.kind == "registered" and str(wanted.model).startswith("models:/"):
+        from aut.edges.loading import fetch
+        from aut.edges.store import embedded_uri, resolve_uri
+
+        os.environ[REGISTERED] = str(fetch(resolve_uri(embedded_uri(layout)), str(wanted.model))[0])
 
 
 def _finetune(

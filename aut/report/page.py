@@ -90,7 +90,7 @@ def _difference_note(evidence: Row) -> str:
 
 
 def _differences(rows: Sequence[Row]) -> str:
-    counts = ("mdd", "h", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact)")
+    counts = ("mdd", "h", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact), gained / lost")
     heads = ("set", "domain", "difference", "points", "interval", "p", "p (Holm)", *counts)
     return table(heads, ([*_difference_cells(r), *_test_cells(r)] for r in rows))
 
@@ -111,7 +111,7 @@ def _test_cells(r: Row) -> list[str]:
         str(r["recordings"]),
         str(r["seeds"]),
         seeds,
-        f"{test['mid_p']:.2g} ({test['exact_p']:.2g}), {test['gained']:g} gained, {test['lost']:g} lost",
+        f"{test['mid_p']:.2g} ({test['exact_p']:.2g}), {test['gained']:g} / {test['lost']:g}",
     ]
 
 

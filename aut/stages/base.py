@@ -12,6 +12,7 @@ Run   aut base base
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from aut.config import BaseEncoder, Params
 from aut.contracts import Tracker
 from aut.errors import ConfigError, DataError, MissingInput
 from aut.files import digest_file, replacing, write_json
-from aut.layout import Layout
+from aut.layout import REGISTERED, Layout
 from aut.training.job import Job, empty_draft, execute, finished, source_roots, summary, workplace, write_model
 from aut.training.plan import plan
 from aut.units import DOMAINS, Domain
@@ -45,6 +46,8 @@ def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report
             return _describe(draft, {"kind": "logmel", "mels": params.base.shape.mels})
         if wanted.kind == "hub":
             return _hub(draft, wanted)
+        if wanted.kind == "registered":
+            return _registered(draft, wanted)
         if wanted.kind == "pretrained":
             return _pretrained(draft, wanted)
         return _random(draft, params, layout)
@@ -128,6 +131,21 @@ def _hub(draft: Path, wanted: BaseEncoder) -> Report:
         AutoModel.from_pretrained(wanted.model, revision=wanted.revision, use_safetensors=True).save_pretrained(draft)
         AutoFeatureExtractor.from_pretrained(wanted.model, revision=wanted.revision).save_pretrained(draft)
     return _describe(draft, {"kind": "hub", **_origin(wanted)})
+
+
+def _registered(draft: Path, wanted: BaseEncoder) -> Report:
+    """An exported encoder as it is: from a folder, or from where the verb put the version that was asked for."""
+    from aut.encoders.clipwise import WEIGHING
+    from aut.files import read_json
+
+    folder = Path(os.environ.get(REGISTERED) or str(wanted.model)).expanduser()
+    if not (folder / "encoder.json").is_file():
+        raise MissingInput(f"{folder} holds no encoder (no encoder.json)", "name a version, or what `aut export` wrote")
+    given = read_json(folder / "encoder.json")
+    for name in WEIGHING:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, draft / name)
+    return _describe(draft, {"kind": given["kind"], "mels": given["mels"], **_origin(wanted)})
 
 
 def _describe(draft: Path, facts: Report) -> Report:

@@ -142,6 +142,7 @@ def model_card(
             ("encoder", "set", "protocol", "pooling", "accuracy", "interval"),
             [_accuracy_row(r) for r in evidence.get("table", [])],
         ),
+        *_speech_kept(evidence),
         "## Training data",
         _mixture(params),
         "## Limits",
@@ -149,6 +150,22 @@ def model_card(
         "The licences of the training corpora (report.html) bind what the weights may be used for.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _speech_kept(evidence: Mapping[str, Any]) -> list[str]:
+    """Word error rates before the decoder was dropped; nothing where no arm transcribed."""
+    rows = [
+        (
+            r["arm"],
+            f"{r['base']:.1f}",
+            f"{r['wer']:.1f}",
+            f"{r['diff']:+.1f}",
+            f"{r['diff_low']:+.1f} to {r['diff_high']:+.1f}",
+        )
+        for r in evidence.get("speech_kept", [])
+    ]
+    heads = ("arm", "base", "arm's", "difference", "interval")
+    return ["## Speech kept: word error rate, %", _table(heads, rows)] if rows else []
 
 
 def _mixture(params: Params) -> str:

@@ -309,3 +309,44 @@ def test_parity_clips_are_the_same_everywhere_and_even():
     assert all(np.array_equal(a, b) for a, b in zip(clips, parity_clips(4), strict=True))
     assert all(len(c) % 320 == 0 for c in clips)
     assert len(clips[-1]) == 480_000
+
+
+def test_a_registered_version_is_an_encoder_like_any_other(checkpoint, params, monkeypatch, tmp_path):
+    """Its folder goes through base and export unchanged: the same digest under another name."""
+    from aut.cli import stages as verbs
+    from aut.edges import loading
+    from aut.layout import REGISTERED
+    from aut.stages.base import base
+
+    layout = Layout(checkpoint)
+    export(params, layout, Silent(), "base")
+    entry = {"kind": "registered", "model": "models:/whisper-aut/3", "revision": None}
+    section = params.base.model_dump() | {"encoders": params.base.model_dump()["encoders"] | {"before": entry}}
+    named = params.model_copy(update={"base": type(params.base).model_validate(section)})
+    monkeypatch.setattr("aut.config.read_params", lambda *_: named)
+    monkeypatch.setattr(loading, "fetch", lambda _, address: (layout.encoder("base"), address[-1], None))
+    monkeypatch.setenv(REGISTERED, "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    verbs._fetch_registered("before")
+    base(named, layout, Silent(), "before")
+    export(named, layout, Silent(), "before")
+    found = [json.loads((layout.encoder(n) / "encoder.json").read_text()) for n in ("base", "before")]
+    assert found[0]["digest"] == found[1]["digest"]
+    assert [f["name"] for f in found] == ["base", "before"]
+    assert open_encoder(layout.encoder("before")).width == found[0]["width"]
+
+
+def test_an_alias_is_no_encoder_and_neither_is_an_empty_folder(params, tmp_path, monkeypatch):
+    from aut.config import Base
+    from aut.layout import REGISTERED
+    from aut.stages.base import base
+
+    monkeypatch.delenv(REGISTERED, raising=False)
+    entry = {"kind": "registered", "model": "models:/whisper-aut@champion", "revision": None}
+    section = params.base.model_dump() | {"encoders": {"base": entry}}
+    with pytest.raises(ValueError, match="an alias, which moves"):
+        Base.model_validate(section)
+    entry["model"] = str(tmp_path)
+    named = params.model_copy(update={"base": Base.model_validate(section)})
+    with pytest.raises(MissingInput, match="holds no encoder"):
+        base(named, Layout(tmp_path / "copy"), Silent(), "base")
