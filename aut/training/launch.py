@@ -17,9 +17,8 @@ import errno
 import os
 import socket
 import sys
-from datetime import timedelta
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any
 
 from aut.config import Params, Schedule, Training
 from aut.errors import ConfigError
@@ -27,7 +26,6 @@ from aut.guard import grace_s
 from aut.units import WINDOW_S
 
 MEET_S = 120  # for all hosts to arrive
-ANSWER_S = 5.0  # of the store where they meet, to a hello
 
 
 def launch(stage: str, params: Params, item: str) -> int | None:
@@ -135,23 +133,23 @@ def _address(hosts: int) -> str:
         try:
             trial.bind((host, int(port)))
         except OSError as error:  # another host's address cannot be bound either, and need not be
-            if error.errno == errno.EADDRINUSE and not (hosts > 1 and _answers(host, int(port))):
+            if error.errno == errno.EADDRINUSE and not (hosts > 1 and _ours(int(port))):
                 raise ConfigError(
                     f"the port of AUT_RDZV={address} is taken by another program", "name a free port, on every host"
                 ) from None
     return address
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether the port is taken by the meeting itself: another start of this training, on the same host."""
-    from torch import distributed
+def _ours(port: int) -> bool:
+    """Whether another `aut` of this machine listens there: the meeting itself, opened by a start before this one."""
+    import psutil
 
-    store: Any = distributed.TCPStore  # type: ignore[attr-defined]
-    try:
-        store(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_S))
-    except RuntimeError:  # torch.distributed's network errors are of this kind
-        return False
-    return True
+    for found in psutil.net_connections("tcp"):
+        if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
+            with suppress(psutil.Error):  # it has just ended, or is not ours to look at
+                if "aut" in (os.path.basename(word) for word in psutil.Process(found.pid).cmdline()[:3]):
+                    return True
+    return False
 
 
 def _number(name: str, default: int) -> int:
