@@ -221,6 +221,7 @@ class Probe(Frozen):
     c_grid: list[PositiveFloat]  # logistic: chosen inside the training part
     inner_folds: PositiveInt
     tolerance: PositiveFloat
+    inner_tolerance: PositiveFloat  # of the fits that only rank values of C
     adam: dict[Literal["lr", "batch", "epochs"], float]
     knn: NonNegativeInt  # neighbours of the k-NN ablation, 0: off
 

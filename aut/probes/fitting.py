@@ -2,8 +2,8 @@
 
 In    x_ND, y_N, group_N, divisions
 Out   Fit rows (division, seed, predicted classes, C), and one head fitted on all clips, for serving
-Why   whatever is chosen is chosen on inner folds of the training rows, fitted to the same tolerance. Test labels are
-      read by nobody here but the caller who scores.
+Why   whatever is chosen is chosen on inner folds of the training rows. Test labels are read by nobody here but the
+      caller who scores. Price: inner fits are looser, as they only rank values of C.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def choose_c(x_ND: Array, y_N: Rows, group_N: Rows, parts: Sequence[Rows], class
     right = np.zeros((len(parts), len(grid)))
     for part, rows in enumerate(parts if len(grid) > 1 else []):
         for fit, held in inner_folds(rows, y_N, group_N, probe.inner_folds):
-            heads = path(x_ND[fit], y_N[fit], classes, grid, probe.tolerance)
+            heads = path(x_ND[fit], y_N[fit], classes, grid, probe.inner_tolerance)
             right[part] += [(head.predict(x_ND[held]) == y_N[held]).sum() for head in heads]
     return [grid[k] for k in right.argmax(axis=1).tolist()]
 
