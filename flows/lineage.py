@@ -20,6 +20,7 @@ from aut.workcopy import command, revision
 from flows.reproduce import Outcome
 
 REPRODUCE = "reproduce"
+WAIT_S, FAILED_WAIT_S = 300.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Lineage:
     ) -> Lineage:
         """Migrates the store and opens the parent run, before any stage can write."""
         uri = tracking.resolve_uri(tracking.embedded_uri(layout))
-        tracking.ready(uri, layout)
+        tracking.insist(uri, lambda: tracking.ready(uri, layout))
         tracking.send_leftovers(uri, layout)
         if flow_run:
             tracking.close_abandoned(uri, flow_run)
@@ -66,7 +67,15 @@ class Lineage:
             }
 
     def end(self, status: str, outcomes: Sequence[Outcome] = ()) -> None:
-        """Keeps what restores the run, links cached stages to the runs that made them, closes it."""
+        """Keeps what restores the run, links cached stages to the runs that made them, closes it.
+
+        A run whose work is done waits some minutes for a server that is away; one that failed has something to say first.
+        """
+        tracking.insist(
+            self.uri, lambda: self._end(status, outcomes), WAIT_S if status == "FINISHED" else FAILED_WAIT_S
+        )
+
+    def _end(self, status: str, outcomes: Sequence[Outcome]) -> None:
         self.keep("params.yaml", "dvc.lock", "data/corpora")
         artifacts.log_text(self.uri, self.run_id, edits(self.layout.root), f"{REPRODUCE}/edits.patch")
         links = {f"aut.cached.{o.stage}": self._maker(o.stage) for o in outcomes if o.how == "cached"}
@@ -78,18 +87,20 @@ class Lineage:
         for name in names:
             path = self.layout.root / name
             if path.exists():
-                artifacts.log_artifact(
-                    self.uri, self.run_id, path, f"{REPRODUCE}/{Path(name).parent}".removesuffix("/.")
-                )
+                self._log(path, f"{REPRODUCE}/{Path(name).parent}".removesuffix("/."))
 
     def keep_lock(self, folder: str) -> None:
         """This working copy's dvc.lock, kept with the parent run."""
-        artifacts.log_artifact(self.uri, self.run_id, self.layout.root / "dvc.lock", folder)
+        self._log(self.layout.root / "dvc.lock", folder)
 
     def fetch_lock(self, folder: str) -> bytes:
         """A dvc.lock kept with the parent run by this or another host."""
         with tempfile.TemporaryDirectory() as scratch:
-            return (artifacts.download(self.uri, self.run_id, folder, Path(scratch)) / "dvc.lock").read_bytes()
+            path = tracking.insist(self.uri, lambda: artifacts.download(self.uri, self.run_id, folder, Path(scratch)))
+            return (path / "dvc.lock").read_bytes()
+
+    def _log(self, path: Path, folder: str) -> None:
+        tracking.insist(self.uri, lambda: artifacts.log_artifact(self.uri, self.run_id, path, folder))
 
     def _maker(self, stage: str) -> str:
         record = self.layout.root / "data/runs" / f"{stage}.json"

@@ -11,12 +11,15 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
+import time
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aut.errors import TrackingError
 from aut.files import locked, read_json, write_json
@@ -24,6 +27,14 @@ from aut.layout import Layout
 
 EXPERIMENT = "aut"
 HEALTH_S = 5.0
+INSIST_S = 300.0
+INSIST_EVERY_S = 3.0
+PASSING = re.compile(
+    r"too many 50[234]|code 50[234]|does not answer|refused|reset by peer|timed out|"
+    r"RemoteDisconnected|NameResolution|NewConnection"
+)
+"""Words of errors that a restart of the server, of its database or of the network explains."""
+T = TypeVar("T")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is code and safetensors, never a pickle
@@ -179,6 +190,22 @@ def check_server(uri: str) -> None:
         raise TrackingError(
             f"the MLflow server {plain(uri)} does not answer ({reason})", "start it, or choose another with `aut use`"
         ) from None
+
+
+def insist(uri: str, call: Callable[[], T], limit_s: float = INSIST_S) -> T:
+    """What `call` returns, tried again while the server or its database is away; after `limit_s` what it last raised.
+
+    An answer that will stay what it is (no room, no rights, a wrong name) is raised at once.
+    """
+    until = time.monotonic() + limit_s
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            told = " ".join(str(e) for e in (error, error.__cause__, error.__context__) if e)
+            if not uri.startswith("http") or not PASSING.search(told) or time.monotonic() > until:
+                raise
+        time.sleep(INSIST_EVERY_S)
 
 
 def plain(uri: str) -> str:

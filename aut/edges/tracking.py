@@ -16,7 +16,17 @@ from typing import Any
 
 from aut.edges.parent import close_abandoned, close_parent, find_runs, open_parent
 from aut.edges.shipper import Shipper, forget_sent, send_folder, unsent
-from aut.edges.store import check_server, client, config_file, embedded_uri, ready, resolve_uri, saved_uri, use
+from aut.edges.store import (
+    check_server,
+    client,
+    config_file,
+    embedded_uri,
+    insist,
+    ready,
+    resolve_uri,
+    saved_uri,
+    use,
+)
 from aut.errors import AutError, Busy
 from aut.files import read_json
 from aut.layout import Layout
@@ -27,6 +37,7 @@ __all__ = [
     "close_parent",
     "config_file",
     "embedded_uri",
+    "insist",
     "latest_runs",
     "open_parent",
     "ready",

@@ -41,6 +41,25 @@ def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
         services.secret("MLFLOW_TRACKING_PASSWORD")
 
 
+def test_a_call_is_made_again_while_the_server_is_away_and_only_then(monkeypatch):
+    monkeypatch.setattr(store, "INSIST_EVERY_S", 0.0)
+    answers = [TrackingError("x: (Caused by ResponseError('too many 503 error responses'))"), "done"]
+
+    def call():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert store.insist("http://x", call) == "done"
+    answers[:] = [TrackingError("too many 500 error responses"), "never asked"]
+    with pytest.raises(TrackingError, match="500"):
+        store.insist("http://x", call)
+    answers[:] = [TrackingError("refused"), "never asked"]
+    with pytest.raises(TrackingError, match="refused"):
+        store.insist("http://x", call, limit_s=-1.0)
+
+
 def test_the_entrypoint_reads_secrets_into_the_environment(tmp_path):
     path = tmp_path / "login"
     path.write_text("admin:it's $HOME")
