@@ -69,7 +69,7 @@ class Lineage:
     def end(self, status: str, outcomes: Sequence[Outcome] = ()) -> None:
         """Keeps what restores the run, links cached stages to the runs that made them, closes it.
 
-        A run whose work is done waits some minutes for a server that is away; one that failed has something to say first.
+        A run whose work is done waits some minutes for a server that is away; one that failed hardly.
         """
         tracking.insist(
             self.uri, lambda: self._end(status, outcomes), WAIT_S if status == "FINISHED" else FAILED_WAIT_S
