@@ -9,7 +9,8 @@ done
 docker compose run --rm -T --no-deps backup restore < "$folder/files.tar"
 docker compose up -d --wait postgres    # with the restored passwords
 for database in mlflow mlflow_auth prefect; do
-    docker compose exec -T postgres pg_restore -U postgres --clean --if-exists --no-owner --role "${database%_auth}" \
-        --exit-on-error -d "$database" < "$folder/$database.dump"
+    docker compose exec -T postgres dropdb -U postgres "$database"
+    docker compose exec -T postgres createdb -U postgres --owner "${database%_auth}" "$database"
+    docker compose exec -T postgres pg_restore -U postgres --exit-on-error -d "$database" < "$folder/$database.dump"
 done
 docker compose up -d --wait
