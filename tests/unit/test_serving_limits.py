@@ -198,7 +198,7 @@ def test_a_client_that_goes_away_costs_nothing(version):
 
     async def ask():
         limits = Limits(batch_clips=1, linger_s=0, workers=1)
-        service = Service(Shelf({"1": version}, "1"), limits, run=slow(0.2, calls))
+        service = Service(Shelf({"1": version}, "1"), limits, run=slow(1.0, calls))
         service.watcher.look()
         service.batcher.start()
         gate = create(service)
