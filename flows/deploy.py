@@ -29,7 +29,8 @@ from aut.errors import AutError
 from aut.workcopy import checkout_root, tool_env
 
 SILENT = timedelta(minutes=2)
-"""Four heartbeats of 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY); a server restarted within it is no death."""
+"""Four heartbeats of 30 s (job_variables in prefect.yaml; with Prefect's own 180 s every long run would be dead).
+A server restarted within it is no death."""
 STARTS = timedelta(minutes=5)
 AGAIN = 2  # times that a crashed run is started again
 
@@ -67,7 +68,7 @@ def deployments(root: Path, gpu: bool) -> None:
     settings = yaml.safe_load((root / "prefect.yaml").read_text())
     if not gpu:
         for deployment in settings["deployments"]:
-            deployment["work_pool"] = {"name": "cpu"}
+            deployment["work_pool"]["name"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:  # the checkout may be read-only
         path = Path(folder) / "prefect.yaml"
         path.write_text(yaml.safe_dump(settings))

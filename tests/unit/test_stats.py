@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -162,7 +164,8 @@ def test_bad_input(a: list[float], b: list[float], cluster: list[int], message: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_calibration(name: str) -> None:
-    covered, rejected = calibrate(CASES[name], draws=4000, resamples=999)
+    with ThreadPoolExecutor(2) as pool:
+        covered, rejected = calibrate(CASES[name], draws=4000, resamples=999, pool=pool)
     assert 93.0 < covered < 97.0
     assert 3.7 < rejected < 6.3  # 4 ... 6 %, 4,000 draws have a standard deviation of 0.35
 
