@@ -206,11 +206,11 @@ class Protocol(Frozen):
     """
 
     folds: Literal["official", "split"] | PositiveInt
-    test_fold: str | None  # only this fold is tested (the paper's ESC-50 fold 5)
-    repeats: PositiveInt
-    stratified_fraction: Fraction | None  # a random test share instead of folds (the paper's GTZAN)
-    labels: str | None  # label mapping known to the dataset ('superb12'); null: as indexed
-    exclude: str | None  # exclusion list known to the dataset ('sturm'); null: none
+    test_fold: str | None = None  # only this fold is tested (the paper's ESC-50 fold 5)
+    repeats: PositiveInt = 1
+    stratified_fraction: Fraction | None = None  # a random test share instead of folds (the paper's GTZAN)
+    labels: str | None = None  # label mapping known to the dataset ('superb12'); null: as indexed
+    exclude: str | None = None  # exclusion list known to the dataset ('sturm'); null: none
     solver: Literal["logistic", "adam"]
 
 

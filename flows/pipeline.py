@@ -10,7 +10,6 @@ Run   aut run --profile demo            (in this process)
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -31,11 +30,19 @@ from aut.workcopy import checkout_root, working_copy
 from flows.graph import STAGES, Stage, read_graph, select
 from flows.lineage import Lineage
 from flows.placement import WorkerDied, dvc, hand_over
-from flows.reproduce import Children, Outcome, StageFailed, changed_stages, reproduce_stage
+from flows.reproduce import (
+    JOBS,
+    Children,
+    Outcome,
+    StageFailed,
+    changed_stages,
+    has_gpu,
+    reproduce_stage,
+    stage_limits,
+    warm_server,
+)
 from flows.say import say
 
-CORES = os.cpu_count() or 1
-JOBS = int(os.environ.get("AUT_JOBS", CORES))
 SLOTS = threading.Semaphore(JOBS)
 # A task that waits for another holds a thread, so threads are many and SLOTS bounds the stages that run.
 THREADS = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=256))  # invariant in its future
@@ -69,12 +76,6 @@ class Run:
     dirty: set[str]
     children: Children = field(default_factory=Children)
 
-    def limits(self) -> dict[str, str]:
-        """The environment of a stage. A fair share of the cores: small models gain nothing from a second thread."""
-        threads = str(max(1, CORES // JOBS))
-        # Passive: a thread that spins while it waits takes the core from the stage beside it.
-        return self.env | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-
     def may_skip(self, stage: Stage) -> bool:
         """Whether neither the stage nor anything it needs has moved since it last ran."""
         return stage.name not in self.dirty and not self.dirty.intersection(stage.needs)
@@ -92,9 +93,9 @@ def reproduce(stage: Stage, run: Run) -> Outcome:
     """One stage of the graph."""
     if run.may_skip(stage):
         return Outcome(stage.name, "cached", 0.0)
-    with GPU if stage.gpu and _has_gpu() else nullcontext(), SLOTS:
+    with GPU if stage.gpu and has_gpu() else nullcontext(), SLOTS:
         log = run.log / f"{stage.name}.log"
-        outcome = reproduce_stage(run.layout.root, stage.name, run.limits(), log, say.line, run.children)
+        outcome = reproduce_stage(run.layout.root, stage.name, run.env, log, say.line, run.children)
     if outcome.how == "ran":
         run.dirty.add(stage.name)
     say.outcome(outcome)
@@ -118,10 +119,6 @@ def reproduce_elsewhere(verb: str, group: list[Stage], run: Run) -> None:
         say.line(f"+ {verb}  {len(moved)} stages on the GPU pool")
 
 
-def _has_gpu() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()
-
-
 @flow(name="aut", task_runner=THREADS, persist_result=False)
 def aut(
     profile: str = "demo",
@@ -140,7 +137,10 @@ def aut(
     overrides = overrides or []
     checkout = checkout_root()
     copy = copy_name or copy_of(profile, version)
-    with working_copy(checkout, copy, profile, overrides) as (layout, params):
+    with (
+        warm_server(checkout, stage_limits()) as warm,
+        working_copy(checkout, copy, profile, overrides) as (layout, params),
+    ):
         if version is not None:
             pull_inputs(version, layout)
         for source in params.sources if first == "index" else ():
@@ -149,9 +149,10 @@ def aut(
         stages = select(read_graph(layout.root), first, last)
         outcomes: list[Outcome] = []
         try:
-            with lineage.shipping() as env:
+            with lineage.shipping() as tied:
                 dirty = changed_stages(layout.root)
                 log = layout.work / "logs" / copy
+                env = tied | stage_limits() | warm
                 run = Run(layout, lineage, profile, overrides, place, env, log, dirty)
                 outcomes = _run_all(stages, run)
                 dvc(layout.root, "push", "--run-cache")

@@ -32,7 +32,7 @@ from aut.layout import Layout
 from aut.workcopy import checkout_root, command, revision, working_copy
 from flows.graph import read_graph
 from flows.lineage import Lineage
-from flows.reproduce import reproduce_stage
+from flows.reproduce import reproduce_stage, warm_server
 from flows.say import say
 
 HANDOVER = "handover"
@@ -86,9 +86,9 @@ def aut_stage(stages: list[str], profile: str, overrides: list[str], commit: str
             if is_generated(source.dataset):
                 prepare(source.dataset, layout.corpus_root(source.dataset, source.path), source.options)
         log = layout.work / "logs" / f"{profile}-stages"
-        with lineage.shipping(part=lineage.flow_run) as env:
+        with lineage.shipping(part=lineage.flow_run) as tied, warm_server(checkout, {}) as warm:
             for stage in stages:  # one after the other: each may take the whole GPU set
-                say.outcome(reproduce_stage(layout.root, stage, env, log / f"{stage}.log", say.line))
+                say.outcome(reproduce_stage(layout.root, stage, tied | warm, log / f"{stage}.log", say.line))
         dvc(layout.root, "push", "--run-cache", *stages)
         lineage.keep_lock(f"{folder}/end")
 

@@ -1,4 +1,4 @@
-"""One stage as a child process: `dvc --wait-for-lock repro --single-item --pull <stage>`.
+"""One stage as a child process: `dvc --wait-for-lock repro --single-item --pull <stage>`, warm (aut/warm.py).
 
 In    a working copy, a stage's name, the environment that ties it to the run
 Out   whether it ran or was cached, its seconds; its whole output in $AUT_WORK/logs/<copy>/<stage>.log
@@ -9,6 +9,7 @@ Why   DVC keeps state per process and per working copy; two stages in one proces
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
@@ -16,15 +17,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from aut.errors import AutError
 from aut.files import tail_lines
+from aut.warm import ADDRESS, PR_SET_PDEATHSIG, serving
 from aut.workcopy import tool_env
 
-PR_SET_PDEATHSIG = 1
+CORES = os.cpu_count() or 1
+JOBS = int(os.environ.get("AUT_JOBS", CORES))
 LIBC = ctypes.CDLL(None)  # loaded before the fork: a child of many threads may take no lock
 TOLD = re.compile(r"^(aut: |WARNING: aut|[\w.@-]+[\w .@/-]*: (done|[\d.]+(/|\s|$)))")
 """Lines of a stage worth repeating: its progress, its errors."""
@@ -71,7 +74,7 @@ class Children:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
             self._live.add(child)
         try:
@@ -91,6 +94,24 @@ class Children:
                 child.terminate()
 
 
+def has_gpu() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def stage_limits() -> dict[str, str]:
+    """The threads of a stage. A fair share of the cores: small models gain nothing from a second thread."""
+    threads = str(max(1, CORES // JOBS))
+    # Passive: a thread that spins while it waits takes the core from the stage beside it.
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def warm_server(checkout: Path, env: Mapping[str, str]) -> AbstractContextManager[dict[str, str]]:
+    """What makes stages start warm, as their environment; nothing on a host with a GPU (aut/warm.py says why)."""
+    if has_gpu() or ADDRESS in os.environ:  # the command line started one
+        return nullcontext({})
+    return serving(checkout, tool_env() | dict(env))
+
+
 def reproduce_stage(
     root: Path,
     stage: str,
@@ -103,7 +124,17 @@ def reproduce_stage(
     children = children or Children()
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    args = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--pull", stage]
+    args = [
+        sys.executable,
+        "-m",
+        "aut.warm",
+        "flows.quick_dvc",
+        "--wait-for-lock",
+        "repro",
+        "--single-item",
+        "--pull",
+        stage,
+    ]
     try:
         with log.open("w") as out, children.started(args, root, env) as child:
             assert child.stdout is not None
@@ -137,7 +168,7 @@ def changed_stages(root: Path) -> set[str]:
     return set(json.loads(done.stdout or "{}"))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     # A flow that is killed -9 must not leave its stages behind; DVC's own child watches DVC (aut/guard.py).
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -37,43 +36,19 @@ def run(
             raise ConfigError(f"--audio {audio} is no folder", "give the folder that holds the corpora")
         os.environ["AUT_DATA"] = str(audio.resolve())
     checkout = Layout(checkout_root())
-    quiet_prefect(checkout)
-    from flows.pipeline import INTERRUPTED, copy_of
-    from flows.pipeline import aut as flow
+    from flows.embedded import embedded
 
-    try:
-        flow(profile=profile, overrides=overrides or [], first=first, last=last, version=version)
-    except BaseException as error:
-        if INTERRUPTED.is_set():
-            raise KeyboardInterrupt from error
-        raise
+    with embedded(checkout) as flow:
+        from flows.pipeline import INTERRUPTED, copy_of
+
+        try:
+            flow(profile=profile, overrides=overrides or [], first=first, last=last, version=version)
+        except BaseException as error:
+            if INTERRUPTED.is_set():
+                raise KeyboardInterrupt from error
+            raise
     if last in ("compare", "register"):
         print_summary(Layout(checkout.work / "copies" / copy_of(profile, version)))
-
-
-IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
-
-
-def quiet_prefect(checkout: Layout) -> None:
-    """An in-process Prefect keeps its files under AUT_WORK and says only what matters; what you set stays.
-
-    SIGTERM becomes KeyboardInterrupt: dying of it, this process would leave Prefect's server behind.
-
-    CRITICAL, because the in-process server reports its own shutdown as errors; a stage's error is raised, not logged.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    os.environ.setdefault("PREFECT_HOME", str(checkout.work / "prefect"))
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    for name in ("PREFECT_LOGGING_LEVEL", "PREFECT_SERVER_LOGGING_LEVEL"):
-        os.environ.setdefault(name, "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
-    for service in IDLE_SERVICES:  # one run needs no scheduler: the server starts in half the time
-        os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def params(

@@ -22,24 +22,22 @@ def sweep(
 
     Several overrides of one set are separated by ' & '. Nothing is registered.
     """
-    from aut.cli.runs import quiet_prefect
     from aut.config import read_params
     from aut.files import digest_json, replacing
     from aut.report.sweep import Variant, compare_variants, write_sweep
     from aut.workcopy import checkout_root
+    from flows.embedded import embedded
 
     checkout = Layout(checkout_root())
-    quiet_prefect(checkout)
-    from flows.pipeline import aut as flow
-
     variants = []
-    for name in dict.fromkeys(["as the profile", *sets]):
-        own = [o.strip() for o in name.split(" & ")] if name in sets else []
-        overrides = [*(shared or []), *own]
-        copy = f"{profile}-sweep-{digest_json(overrides)[:8]}"
-        flow(profile=profile, overrides=overrides, last="compare", copy_name=copy)
-        layout = Layout(checkout.work / "copies" / copy)
-        variants.append(Variant(name, read_params(layout.params), layout))
+    with embedded(checkout) as flow:
+        for name in dict.fromkeys(["as the profile", *sets]):
+            own = [o.strip() for o in name.split(" & ")] if name in sets else []
+            overrides = [*(shared or []), *own]
+            copy = f"{profile}-sweep-{digest_json(overrides)[:8]}"
+            flow(profile=profile, overrides=overrides, last="compare", copy_name=copy)
+            layout = Layout(checkout.work / "copies" / copy)
+            variants.append(Variant(name, read_params(layout.params), layout))
     folder = checkout.work / "sweeps" / f"{profile}-{digest_json([*(shared or []), *sets])[:8]}"
     found = compare_variants(variants)
     with replacing(folder) as draft:

@@ -139,6 +139,6 @@ def test_a_second_clone_restores_without_computing(finished, tmp_path):
 
 def test_a_registered_version_is_probed_again(finished):
     place, _ = finished
-    output = place.run("probe.knn=3", "--version", "1", "--from", "embed", "--to", "compare")
+    output = place.run("probe.knn=4", "--version", "1", "--from", "embed", "--to", "compare")
     assert {"probe", "compare"} <= stages(output, "ran") <= {"embed", "probe", "compare"}
     assert (place.work / "copies/tiny-v1/reports/compare/report.html").exists()
