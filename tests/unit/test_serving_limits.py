@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import struct
+import threading
 import time
 
 import numpy as np
@@ -194,11 +195,17 @@ def test_a_client_that_goes_away_costs_nothing(version):
     from aut.serving.app import create
     from aut.serving.service import Service
 
-    calls = []
+    calls, left = [], threading.Event()
+    computes = slow(0.0, calls)
+
+    def run(*job):
+        answer = computes(*job)
+        left.wait(30)
+        return answer
 
     async def ask():
         limits = Limits(batch_clips=1, linger_s=0, workers=1)
-        service = Service(Shelf({"1": version}, "1"), limits, run=slow(1.0, calls))
+        service = Service(Shelf({"1": version}, "1"), limits, run=run)
         service.watcher.look()
         service.batcher.start()
         gate = create(service)
@@ -220,7 +227,12 @@ def test_a_client_that_goes_away_costs_nothing(version):
             scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "server": ("a", 1), "client": ("b", 2)}
             return gate(scope, receive, send)
 
-        await asyncio.gather(request(60), request(0.05), request(0.05))
+        stays = asyncio.create_task(request(60))
+        while not calls:
+            await asyncio.sleep(0.01)
+        await asyncio.gather(request(0.05), request(0.05))
+        left.set()
+        await stays
         await asyncio.sleep(0.3)
         await service.stop()
         return service.slots.clips, service.slots.bytes
