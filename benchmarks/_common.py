@@ -57,7 +57,8 @@ def finish(bench: str, figures: Mapping[str, float], keep: bool, facts: Mapping[
     """Prints the last line; with `keep`, also writes the dated result with hardware, versions, command and peer."""
     line = {"bench": bench, "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
     if keep:
-        command = f"python -m benchmarks.{bench} {' '.join(sys.argv[1:])}".strip()
+        words = ("FOLDER" if Path(word).is_absolute() else word for word in sys.argv[1:])
+        command = f"python -m benchmarks.{bench} {' '.join(words)}".strip()
         RESULTS.mkdir(exist_ok=True)
         result = {"date": date.today().isoformat(), "command": command, **facts, **line}
         (RESULTS / f"{date.today().isoformat()}-{bench}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import yaml
 
 from aut.config import Params, parse_params
 from aut.contracts import INDEX_SCHEMA
 from aut.layout import Layout
+from aut.stages.index import _write_parquet as write_index_part
 from aut.units import Domain
 
-PART_ROWS, GROUP_ROWS = 500_000, 16_384  # groups as the index stage writes them
+PART_ROWS = 500_000
 SENTENCE = (
     "a the of rain dog barks slowly while man speaks over music guitar piano and someone near distant engine hums "
     "water falls bright loud quiet steady wind leaves birds sing crowd cheers child laughs door closes bell rings"
@@ -54,10 +56,9 @@ def params(sources: Mapping[Domain, Sequence[str]], **mixture: Any) -> Params:
 def source(layout: Layout, domain: Domain, name: str, rows: int, seed: int = 0, recaption: str = "") -> None:
     """Writes one source's index; the same arguments give the same bytes.
 
-    `recaption`: '' none, 'all', 'scattered' or 'clustered': which captions differ (1 % for the last two).
+    The index stage's writer makes the files. `recaption`: '' none, 'all', 'scattered' or 'clustered': which captions
+    differ (1 % for the last two).
     """
-    import pyarrow.parquet as pq
-
     folder = layout.index(domain, name)
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, rows, PART_ROWS)):
@@ -65,9 +66,7 @@ def source(layout: Layout, domain: Domain, name: str, rows: int, seed: int = 0, 
         table = _table(domain, name, start, count, np.random.default_rng([seed, start]))
         if recaption:
             table = _recaption(table, np.arange(start, start + count), rows, recaption)
-        draft = folder / ".draft"
-        pq.write_table(table, draft, row_group_size=GROUP_ROWS, compression="zstd", compression_level=1)
-        draft.replace(folder / f"part-{number:05d}.parquet")  # a file that another folder links to stays as it was
+        write_index_part(pl.DataFrame(table), folder / f"part-{number:05d}.parquet")
 
 
 def block(layout: Layout, ids: Sequence[str]) -> None:

@@ -53,10 +53,13 @@ def _fold(words: U64, start: I64, stop: I64, key: np.uint64) -> U64:
     while row.size:
         spare = (np.maximum(0, 8 - rest) * 8).astype(np.uint64)
         word = (words[at] << spare) >> spare
-        folded = (h[row] ^ word) * WORD
-        h[row] = folded ^ (folded >> np.uint64(29))
-        more = rest > 8
-        row, at, rest = row[more], at[more] + 8, rest[more] - 8
+        here = row if len(row) < len(h) else slice(None)  # ids are of like length: mostly all of them
+        folded = (h[here] ^ word) * WORD
+        h[here] = folded ^ (folded >> np.uint64(29))
+        more = np.flatnonzero(rest > 8)
+        if len(more) < len(row):
+            row, at, rest = row[more], at[more], rest[more]
+        at, rest = at + 8, rest - 8
     return mix64(h)
 
 

@@ -6,7 +6,7 @@ Why   stretches of the index are read, cut by range and written by as many threa
       is written the next is being read, also over the end of a source, so that no core waits. Arrow, zstd and SHA-256
       let go of the interpreter; processes would have to hand all rows over.
       Row groups end where BLOCK_ROWS of the *index* end, so a threshold that moves leaves the others' bytes alone.
-Price memory of three blocks: some 250 bytes a row
+Price memory of three blocks, some 250 bytes a row, and what Arrow keeps for the next: 1.5 GB at 20M rows
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from aut.contracts import INDEX_SCHEMA
 from aut.errors import DataError
-from aut.mixing.digest import Hashes, RowDigest, hashes_of
+from aut.mixing.digest import RowDigest, Stream, streams
 from aut.mixing.keys import U64, Blocked, ranges
 from aut.mixing.plan import Plan, Pool
 from aut.mixing.tally import Tally
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK_ROWS = 1 << 20  # of the index, between two row groups of a part: so it is part of the bytes
-STRETCH_ROWS = 1 << 17  # read and cut in one go, where the index' row groups allow it: copied rows are still in a cache
+STRETCH_ROWS = 1 << 18  # read and cut in one go, where the index' row groups allow it: copied rows are still in a cache
 TASKS = 8  # a thread and block: small enough to keep all threads busy to the end
 REPEATING = ["domain", "source", "text_origin", "label", "licence", "split"]  # few values: read as dictionaries
 HASH_BYTES = 16  # of content_hash: kept as bytes, since hex digits take long to compress to the same
@@ -54,13 +54,14 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Cut:
-    """Taken rows by hash range: range r is rows[edges[r]:edges[r + 1]], of which dead[graves[r]:graves[r + 1]] are
-    blocked."""
+    """Taken rows by hash range: range r is rows[edges[r]:edges[r + 1]], of which dead[graves[r]:graves[r + 1]], row and
+    id, are blocked."""
 
     rows: pa.RecordBatch
     edges: list[int]
-    dead: list[int]
+    dead: list[tuple[int, str]]
     graves: list[int]
+    streams: list[Stream]
     tally: Tally
 
 
@@ -130,9 +131,7 @@ class _Writer:
             source.written.tally.add(cut.tally)
         self.advance(sum(len(c.rows) for c in cuts), f"rows of {source.written.source}")
         batches = _one_dictionary([c.rows for c in cuts])
-        hashes = hashes_of(batches[0]) if batches else {}
-        submit = self.queue.submit
-        self.writing = [submit(source.write, batches, cuts, hashes, share, block.last) for share in self.shares]
+        self.writing = [self.queue.submit(source.write, batches, cuts, share, block.last) for share in self.shares]
 
     def wait(self) -> None:
         for future in self.writing:
@@ -180,19 +179,21 @@ def _cut(stretch: Stretch, parts: int, blocked: Blocked) -> Cut:
 
     range_N = ranges(stretch.keys, parts)
     range_N[stretch.keys > np.uint64(stretch.plan.threshold)] = parts
+    edges = np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=parts + 1)[:parts])])
     narrow = range_N.astype(np.uint16) if parts < 1 << 16 else range_N  # numpy sorts 16 bits by radix
-    taken = np.argsort(narrow, kind="stable")[: int(np.count_nonzero(range_N < parts))]
-    edges = np.searchsorted(range_N[taken], np.arange(parts + 1))
+    taken = np.argsort(narrow, kind="stable")[: edges[-1]]
     dead = blocked.rows(stretch.keys[taken])
-    rows = _canonical(_read(stretch).take(pa.array(taken)), stretch.path)
+    rows = _canonical(_read(stretch), stretch.path).take(pa.array(taken))
     tally = Tally.of(stretch.pool.source, rows, dead)
-    return Cut(rows, edges.tolist(), dead.tolist(), np.searchsorted(dead, edges).tolist(), tally)
+    graves = np.searchsorted(dead, edges).tolist()
+    names = zip(dead.tolist(), rows["id"].take(pa.array(dead)).to_pylist(), strict=True)
+    return Cut(rows, edges.tolist(), list(names), graves, streams(rows, edges), tally)
 
 
 def _read(stretch: Stretch) -> pa.RecordBatch:
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(stretch.path, read_dictionary=REPEATING)
+    file = pq.ParquetFile(stretch.path, read_dictionary=REPEATING, memory_map=True, pre_buffer=False)
     table = file.read_row_groups(stretch.groups, columns=list(INDEX_SCHEMA), use_threads=False)
     return table.unify_dictionaries().combine_chunks().to_batches()[0]
 
@@ -255,13 +256,13 @@ class _Source:
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def write(self, batches: list[pa.RecordBatch], cuts: list[Cut], hashes: Hashes, share: range, last: bool) -> None:
+    def write(self, batches: list[pa.RecordBatch], cuts: list[Cut], share: range, last: bool) -> None:
         """Appends one row group to each part of a share of the ranges; closes them after the last."""
         for r in share:
             here = [(b, c) for b, c in zip(batches, cuts, strict=True) if c.edges[r + 1] > c.edges[r]]
             if here:
                 self._bury(r, here)
-                self._append(r, here, hashes)
+                self._append(r, here)
         if last:
             self.close(share)
 
@@ -270,14 +271,15 @@ class _Source:
             if part := self._open.pop(r, None):
                 self.written.digests[r] = part.close()
 
-    def _append(self, r: int, here: list[tuple[pa.RecordBatch, Cut]], hashes: Hashes) -> None:
+    def _append(self, r: int, here: list[tuple[pa.RecordBatch, Cut]]) -> None:
+        """The pieces stay apart: to make one table of them first would copy every row once more."""
         import pyarrow as pa
 
         if r not in self._open:
             self._open[r] = _Part.create(self._place / Path(part_name("", "", r)).name)
         pieces = [batch.slice(c.edges[r], c.edges[r + 1] - c.edges[r]) for batch, c in here]
-        table = pa.Table.from_batches(pieces).combine_chunks()
-        self._open[r].digest.update(table, hashes)
+        self._open[r].digest.update([cut.streams for _, cut in here], r)
+        table = pa.Table.from_batches(pieces)
         self._open[r].writer.write_table(table)
         self.written.rows[r] = self.written.rows.get(r, 0) + len(table)
 
@@ -285,10 +287,9 @@ class _Source:
         """Notes blocked rows by part, row and id."""
         first = self.written.rows.get(r, 0)
         name = part_name(self.written.domain, self.written.source, r)
-        for batch, cut in here:
-            for row in cut.dead[cut.graves[r] : cut.graves[r + 1]]:
-                place = first + row - cut.edges[r]
-                self.written.tombstones.append((name, place, batch["id"][row].as_py()))
+        for _, cut in here:
+            for row, clip in cut.dead[cut.graves[r] : cut.graves[r + 1]]:
+                self.written.tombstones.append((name, first + row - cut.edges[r], clip))
             first += cut.edges[r + 1] - cut.edges[r]
 
 
@@ -300,17 +301,16 @@ class _Part:
 
     @classmethod
     def create(cls, path: Path) -> _Part:
-        """zstd 1 writes as fast as the disk takes it; ids and texts repeat too little for dictionaries, and nobody
-        filters by row-group statistics. An open file, because pyarrow looks up the file system of a path each time."""
+        """Snappy: zstd was half of what writing takes. Ids and texts repeat too little for dictionaries, few-valued
+        columns are small already, and nobody filters by row-group statistics. An open file, because pyarrow looks up
+        the file system of a path each time."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        file, plain = pa.OSFile(str(path), "wb"), {"content_hash": "none"}
-        packed = [n for n in INDEX_SCHEMA if n not in plain]
+        file, plain = pa.OSFile(str(path), "wb"), ["content_hash", *REPEATING]
         writer = pq.ParquetWriter(
-            file, schema(), compression=plain | dict.fromkeys(packed, "zstd"),
-            compression_level=dict.fromkeys(packed, 1), use_dictionary=REPEATING, write_statistics=False,
-            store_schema=True,
+            file, schema(), compression={n: "none" if n in plain else "snappy" for n in INDEX_SCHEMA},
+            use_dictionary=REPEATING, write_statistics=False, store_schema=True,
         )  # fmt: skip
         return cls(file, writer, RowDigest())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from aut.progress import Advance
 from aut.units import DOMAINS, Domain
 
 READ_ROWS = 1 << 20  # ids read at once
+SORT_BITS = 1  # keys are sorted in 2^SORT_BITS stretches at once
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,18 @@ class Plan:
 
 def pools(params: Params, layout: Layout, threads: Executor) -> dict[Domain, list[Pool]]:
     """Keys of every pool source of the domains that have a quota. MissingInput for a source without parts."""
-    found: dict[Domain, list[Pool]] = {}
+    wanted: list[tuple[Domain, str, list[Path]]] = []
     for domain in DOMAINS:
         for source in params.pool(domain) if params.mixture.quota.get(domain) else ():
             folder = layout.index(domain, source)
             parts = sorted(folder.glob("part-*.parquet"))
             if not parts:
                 raise MissingInput(f"{folder} holds no part-*.parquet", f"run `aut index {source}`")
-            keys = list(threads.map(lambda p: _part_keys(p, params.seed), parts))
-            found.setdefault(domain, []).append(Pool(source, parts, keys))
+            wanted.append((domain, source, parts))
+    keys = threads.map(lambda p: _part_keys(p, params.seed), [p for *_, parts in wanted for p in parts])
+    found: dict[Domain, list[Pool]] = {}
+    for domain, source, parts in wanted:
+        found.setdefault(domain, []).append(Pool(source, parts, list(islice(keys, len(parts)))))
     return found
 
 
@@ -67,7 +72,9 @@ def _part_keys(path: Path, seed: int) -> U64:
     return np.concatenate([np.empty(0, np.uint64), *(row_keys(b.column(0), seed) for b in blocks)])
 
 
-def plans(params: Params, pool: dict[Domain, list[Pool]], blocked: U64, advance: Advance) -> tuple[list[Plan], int]:
+def plans(
+    params: Params, pool: dict[Domain, list[Pool]], blocked: U64, threads: Executor, advance: Advance
+) -> tuple[list[Plan], int]:
     """A plan a domain, and how many of the `blocked` keys, which ascend, the pools hold.
 
     ConfigError for a domain that is too short, DataError for an id that two rows claim.
@@ -77,8 +84,7 @@ def plans(params: Params, pool: dict[Domain, list[Pool]], blocked: U64, advance:
     found: list[Plan] = []
     known, seen = 0, list[U64]()
     for number, domain in enumerate(names):
-        keys = np.concatenate([k for source in pool[domain] for k in source.keys])
-        keys.sort()
+        keys = _sorted([k for source in pool[domain] for k in source.keys], threads)
         _refuse_twice(keys, seen, [p for d in names for p in pool[d]])
         at = np.searchsorted(keys, blocked)
         here = at[(at < len(keys)) & (keys[np.minimum(at, len(keys) - 1)] == blocked)] if len(keys) else at[:0]
@@ -88,6 +94,17 @@ def plans(params: Params, pool: dict[Domain, list[Pool]], blocked: U64, advance:
         seen.append(keys)
         advance(len(keys), f"ids of {domain}")
     return found, known
+
+
+def _sorted(parts: Sequence[U64], threads: Executor) -> U64:
+    """All keys, ascending: keys are uniform, so each stretch of the key space is a like share of the work."""
+
+    def stretch(number: int) -> U64:
+        keys = np.concatenate([k[(k >> np.uint64(64 - SORT_BITS)) == number] for k in parts])
+        keys.sort()
+        return keys
+
+    return np.concatenate(list(threads.map(stretch, range(1 << SORT_BITS))))
 
 
 def _plan(domain: Domain, pool: list[Pool], keys: U64, blocked_at: I64, need: int, short: str) -> Plan:

@@ -34,11 +34,13 @@ from aut.progress import progress
 def mixture(params: Params, layout: Layout, track: Tracker) -> dict[str, float | int | str]:
     """Selects, writes and counts an epoch's clips. ConfigError for a short domain, DataError for an id met twice."""
     threads = _threads()
+    # Arrow's allocator would hand freed memory back and ask for it anew each block: an eighth of the time.
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # read when pyarrow is first imported, which is below
     with progress("mixture", None) as advance:
         blocked = Blocked(row_keys(_blocked_ids(layout.screen / "blocklist.parquet"), params.seed))
         with ThreadPoolExecutor(threads) as executor:
             pool = pools(params, layout, executor)
-        chosen, known = plans(params, pool, blocked.keys, advance)
+            chosen, known = plans(params, pool, blocked.keys, executor, advance)
         with replacing(layout.mixture) as folder:
             written = write_parts(folder, chosen, params.mixture.parts, blocked, threads, advance)
             digest = _describe(folder, params, chosen, written)
