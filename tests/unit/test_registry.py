@@ -21,7 +21,7 @@ from aut.contracts import Silent
 from aut.edges import loading, registry, store, tracking
 from aut.edges.spool import stage_tracker
 from aut.encoders.clipwise import identity
-from aut.errors import DataError, MissingInput, TrackingError
+from aut.errors import ConfigError, DataError, MissingInput, TrackingError
 from aut.files import digest_tree, read_json, write_json
 from aut.gates import evaluate
 from aut.layout import Layout
@@ -161,6 +161,13 @@ def test_champion_moves_only_on_a_pass(params: Params, layout: Layout) -> None:
     assert (second["version"], second["aliases"], second["forced"]) == ("2", ["candidate"], None)
     assert version(layout, "2").tags["gate.gain.environment"] == "fail"
     assert registry.alias_version(uri_of(layout), registry.MODEL, "champion") == "1"
+
+
+def test_force_without_a_reason_is_refused_before_anything_is_registered() -> None:
+    from aut.cli.stages import _register
+
+    with pytest.raises(ConfigError, match="needs a reason"):
+        _register(force=True, reason=" ")
 
 
 def test_a_forced_promotion_keeps_every_reason(params: Params, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
