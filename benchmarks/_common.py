@@ -49,7 +49,7 @@ def peer(script: str, *words: object) -> dict[str, float] | None:
 def machine(*packages: str) -> dict[str, str]:
     """Processor, cores, Python and the versions of the packages that matter."""
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    versions = {p: metadata.version(p) for p in packages}
+    versions = {p: _version(p) for p in packages}
     return {"cpu": cpu, "cores": str(os.cpu_count()), "python": platform.python_version(), **versions}
 
 
@@ -63,6 +63,13 @@ def finish(bench: str, figures: Mapping[str, float], keep: bool, facts: Mapping[
         result = {"date": date.today().isoformat(), "command": command, **facts, **line}
         (RESULTS / f"{date.today().isoformat()}-{bench}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(line))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _cpuinfo() -> list[str]:

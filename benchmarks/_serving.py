@@ -98,11 +98,12 @@ class Peer(Process):
 
     health = "/ping"
 
-    def __init__(self, model: Path, scratch: Path, extra: Mapping[str, str] | None = None) -> None:
+    def __init__(self, model: Path, scratch: Path, extra: Mapping[str, str] | None = None, workers: int = 1) -> None:
         port = free_port()
         args = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
         env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
         env |= extra or {}
+        args += ["--workers", str(workers)]
         super().__init__([*args, "--port", str(port), "--host", "127.0.0.1"], port, scratch / f"mlflow-{port}.log", env)
 
 

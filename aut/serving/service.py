@@ -8,6 +8,7 @@ Why   a request is bound to one version at its start, so that a swap cannot mix 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -57,7 +58,7 @@ class Service:
         self.limits, self.key = limits or Limits(), key
         self.slots = Slots(self.limits)
         self.metrics = Metrics(self.slots)
-        self.watcher = Watcher(source, device, poll_s, self.metrics.serving, self.limits.workers)
+        self.watcher = Watcher(source, device, poll_s, self._took_over, self.limits.workers)
         self.batcher = Batcher(self.limits, self.slots, run)
         self.batcher.batched = self.metrics.batched
         count = min(4, os.cpu_count() or 1)
@@ -76,6 +77,11 @@ class Service:
         await self.batcher.stop()
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.decoders.close()
+
+    def _took_over(self, served: Served) -> None:
+        self.metrics.serving(served)
+        gc.collect()
+        gc.freeze()  # modules and weights stay: looking through them for garbage stalls all requests for 150 ms
 
     async def answer(self, files: Sequence[bytes], ask: Ask) -> Answered:
         """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline."""
@@ -108,8 +114,8 @@ class Service:
     def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[Array, float]:
         return self.decoders.decoded(data, position, rate_hz, self.limits.request_s)
 
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+    def _in_thread(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

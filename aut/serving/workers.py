@@ -4,19 +4,16 @@ In    a function that opens a worker in its process, and calls: a head (JSON) wi
 Out   the same back, or the error that was raised there
 Why   a decoder that crashes on hostile bytes, or a model that meets the end of memory, must not end the server; and
       Python runs one thread at a time, so that a pass of a hundred kernels waits for HTTP in its own process.
-      Nothing is pickled or unpickled on the way. Price: 0.2 ms a MB, and 15 ms for a new process: it is forked from one
-      that has imported torch already, and shares its memory.
+      Nothing is pickled or unpickled on the way (lines.py). Price: 15 ms for a new process: it is forked from one that
+      has imported torch already, and shares its memory.
 Run   Crew(opened, (args,), count=2).call({"op": "decode"}, [data])
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
 import queue
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from aut import errors
 from aut.errors import AutError
+from aut.serving.lines import Head as Head
+from aut.serving.lines import Line, pair
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-Head = dict[str, Any]
 Handler = Callable[[Head, list[bytes]], tuple[Head, Sequence[Any]]]
 Opened = Callable[..., tuple[Handler, Head]]
 """Runs in the child: what answers its calls, and its greeting."""
 
 PRELOADED = ("aut.encoders.tower", "aut.audio.decode", "aut.serving.engine", "aut.serving.decoding")
 START_S = 300.0  # to open the largest encoder from a cold disk
-PIPE_BYTES = 1 << 20  # a clip of 10 s is 640 KB: one write and one read, not four; the system may allow less
 AGAIN_S = 0.5  # between two starts of a worker that dies as it starts
 
 
@@ -86,12 +83,12 @@ class Crew:
 
 
 class _Worker:
-    """One process and our end of its pipe."""
+    """One process and our end of its line."""
 
     def __init__(self, opened: Opened, args: tuple[Any, ...]) -> None:
         self._make = (opened, args)
         self._process: Any = None
-        self._conn: Connection | None = None
+        self._line: Line | None = None
         self._greeting: Head | None = None
         self._started = 0.0
         self._closed = False
@@ -100,14 +97,13 @@ class _Worker:
         time.sleep(max(0.0, self._started + AGAIN_S - time.monotonic()) if self._started else 0.0)
         self._started = time.monotonic()
         context = _context()
-        self._conn, theirs = context.Pipe()
-        _widen(self._conn, theirs)
+        self._line, theirs = pair(context)
         self._process = context.Process(target=_work, args=(theirs, *self._make), daemon=True)
         self._process.start()
         theirs.close()
 
     def greeting(self) -> Head:
-        if self._conn is None:
+        if self._line is None:
             self.start()
         if self._greeting is None:
             self._greeting, _ = self._answer(START_S)
@@ -120,8 +116,8 @@ class _Worker:
             self._drop()
         self.greeting()
         try:
-            assert self._conn
-            _send(self._conn, head, parts)
+            assert self._line
+            self._line.send(head, parts)
         except (OSError, ValueError) as error:  # ValueError: the other end has been closed
             self._drop()
             raise Lost(type(error).__name__) from None
@@ -132,11 +128,11 @@ class _Worker:
         self._drop()
 
     def _answer(self, timeout_s: float) -> tuple[Head, list[bytes]]:
-        assert self._conn
+        assert self._line
         try:
-            if not self._conn.poll(timeout_s):
+            if not self._line.poll(timeout_s):
                 raise TimeoutError
-            head, parts = _receive(self._conn)
+            head, parts = self._line.receive()
         except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
             self._drop()
             raise Lost(type(error).__name__) from None
@@ -145,10 +141,10 @@ class _Worker:
         return head, parts
 
     def _drop(self) -> None:
-        conn, process = self._conn, self._process
-        self._conn = self._process = self._greeting = None
-        if conn is not None:
-            conn.close()
+        line, process = self._line, self._process
+        self._line = self._process = self._greeting = None
+        if line is not None:
+            line.close()
         if process is not None:
             with suppress(Exception):
                 process.kill()
@@ -157,32 +153,22 @@ class _Worker:
 def _work(conn: Connection, opened: Opened, args: tuple[Any, ...]) -> None:
     """The child: greets, then answers until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    line = Line(conn)
     try:
         handler, greeting = opened(*args)
-        _send(conn, greeting)
+        line.send(greeting)
     except Exception as error:
-        _send(conn, {"error": _told(error)})
+        line.send({"error": _told(error)})
         return
     with suppress(EOFError, OSError):
         while True:
-            head, parts = _receive(conn)
+            head, parts = line.receive()
             try:
                 answer = handler(head, parts)
             except Exception as error:
                 answer = {"error": _told(error)}, ()
             del head, parts
-            _send(conn, *answer)
-
-
-def _send(conn: Connection, head: Head, parts: Sequence[Any] = ()) -> None:
-    conn.send_bytes(json.dumps({**head, "parts": len(parts)}).encode())
-    for part in parts:
-        conn.send_bytes(memoryview(part).cast("B"))
-
-
-def _receive(conn: Connection) -> tuple[Head, list[bytes]]:
-    head = json.loads(conn.recv_bytes())
-    return head, [conn.recv_bytes() for _ in range(head.pop("parts"))]
+            line.send(*answer)
 
 
 def _told(error: Exception) -> Head:
@@ -199,13 +185,6 @@ def _raised(told: Head) -> Exception:
     if isinstance(kind, type) and issubclass(kind, AutError):
         return kind(*told["args"])
     return Failed(f"{told['kind']}: {told['args'][0]}")
-
-
-def _widen(*ends: Connection) -> None:
-    for end in ends:
-        with socket.socket(fileno=os.dup(end.fileno())) as held:
-            for kind in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                held.setsockopt(socket.SOL_SOCKET, kind, PIPE_BYTES)
 
 
 def _context() -> Any:
