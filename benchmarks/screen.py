@@ -324,7 +324,8 @@ def main() -> None:
     }
     facts = {
         "machine": machine("numpy", "scipy", "soundfile", "soxr"),
-        "note": "one core, machine shared with other work",
+        "cores_used": 1,
+        "load_average_1min": round(os.getloadavg()[0], 1),
         "recordings": len(recordings),
         "copies_of": len(chosen),
         "threshold": THRESHOLD,
