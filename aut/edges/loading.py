@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aut.edges.store import client, mlflow_module, plain, resolve_uri
+from aut.edges.store import away, client, mlflow_module, plain, resolve_uri
 from aut.errors import DataError, MissingInput, TrackingError
 from aut.files import digest_tree, replacing
 
@@ -78,7 +78,7 @@ def locate(uri: str, address: str) -> tuple[str, str | None, str | None]:
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise TrackingError(f"{plain(uri)} has no {address}", "`aut status` names candidate and champion") from None
-        raise TrackingError(f"MLflow at {plain(uri)} does not answer: {_first_line(error)}") from None
+        raise away(uri, error) from None
 
 
 def _of_version(uri: str, name: str, alias: str, number: str) -> tuple[str, str | None, str | None]:

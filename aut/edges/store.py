@@ -192,6 +192,16 @@ def check_server(uri: str) -> None:
         ) from None
 
 
+def away(uri: str, error: BaseException) -> TrackingError:
+    """What to raise when a call failed: that nothing answers there, in few words, or what the call said."""
+    if uri.startswith("http"):
+        try:
+            check_server(uri)
+        except TrackingError as told:
+            return told
+    return TrackingError(f"MLflow at {plain(uri)} does not answer: {_first_line(error)}")
+
+
 def insist(uri: str, call: Callable[[], T], limit_s: float = INSIST_S) -> T:
     """What `call` returns, tried again while the server or its database is away; after `limit_s` what it last raised.
 

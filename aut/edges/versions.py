@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aut.edges.loading import _download, _facts, _first_line, _parse, cache_folder
-from aut.edges.store import client, mlflow_module, plain
+from aut.edges.loading import _download, _facts, _parse, cache_folder
+from aut.edges.store import away, client, mlflow_module, plain
 from aut.errors import DataError, MissingInput, TrackingError
 from aut.files import digest_json, digest_tree, read_json, replacing, write_bytes, write_json
 from aut.serving.versions import EXAMPLE, Pointer
@@ -58,7 +58,7 @@ class Registry:
         except mlflow.MlflowException as error:
             if error.error_code in ABSENT or self._unknown(error):
                 return None
-            raise TrackingError(f"MLflow at {plain(self.uri)} does not answer: {_first_line(error)}") from None
+            raise away(self.uri, error) from None
         # A store that was deleted and made anew counts versions from 1 again: the time tells them apart.
         self._found[number] = (
             source,

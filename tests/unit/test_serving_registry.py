@@ -224,6 +224,14 @@ def test_what_the_alias_does_not_name_is_none_and_a_dead_server_is_away(store):
         Registry(uri, "models:/whisper-aut")
 
 
+def test_a_server_that_is_not_there_is_told_in_few_words(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError) as caught:
+        Registry("http://127.0.0.1:9", "models:/whisper-aut@champion").current()
+    assert "does not answer" in str(caught.value)
+    assert len(caught.value.what) < 120
+
+
 def test_a_damaged_copy_is_fetched_anew_and_changed_artifacts_are_refused(store):
     uri, root, _ = store
     registry = Registry(uri, "models:/whisper-aut@champion")
