@@ -37,6 +37,7 @@ CARD = Card(
 )
 PARTS = ("words", "sounds", "tunes")
 BLOCK = 250
+ALONE = 10  # blocks: below, starting workers costs more than it saves, with another stage on the other cores
 VERSION = 3  # of the generators: raise it when a sample changes
 
 
@@ -88,7 +89,7 @@ def _complete(out: Path, digest: str) -> bool:
 def _render_missing(draft: Path, part: str, clips: int, seed: int, workers: int | None) -> None:
     starts = [s for s in range(0, clips, BLOCK) if not (draft / f"{s // BLOCK:04d}/rows.jsonl").exists()]
     jobs: list[tuple[Any, ...]] = [(draft, part, seed, s, min(s + BLOCK, clips)) for s in starts]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = workers or (1 if len(jobs) <= ALONE else min(os.cpu_count() or 1, len(jobs)))
     with progress(f"generate {part}", len(jobs) * BLOCK) as advance:
         if workers < 2:
             for job in jobs:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # clips: one call of the executor, one file that survives a kill
 PART = 50_000  # rows of a part, about: 125 bytes of fingerprint a second make it 60 MB for 10-s clips
 SAMPLE = 16  # every so many rows of a block enter the sample that parts are cut by
-ALONE = 600  # clips: below, starting workers costs more than it saves
+ALONE = 2500  # clips: below, starting workers costs more than it saves, with another stage on the other cores
 QUARANTINE = ["id", "uri", "reason", "detail"]
 STALE_S = 14 * 86_400.0  # blocks of a run that nobody has taken up again for so long are removed
 
