@@ -64,5 +64,6 @@ def download(uri: str, run_id: str, folder: str, into: Path) -> Path:
 def serve_embedded(uri: str, layout: Layout, port: int) -> None:
     """MLflow's page on the embedded store, on the loopback address, until it is stopped."""
     root = (layout.work / "mlartifacts").as_uri()
-    args = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root", root]
+    args = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
+    args += ["--default-artifact-root", root]
     subprocess.run([*args, "--host", "127.0.0.1", "--port", str(port)], check=False)
