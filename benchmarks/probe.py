@@ -49,7 +49,7 @@ POWER = 1.5  # of the fall of the features' correlations
 APART, FALL = 1.5, 0.5  # of the classes' means: they differ most where features vary most, so that a C of 0.1 to 1 is
 # chosen, as mostly on the real clips; were they as far apart in every direction, the largest C always would be
 LR, BATCH, EPOCHS = 1e-3, 32, 10  # X-ARES's
-TOLERANCE = 1e-6  # conf/common.yaml's; at the demo's 1e-5 both stop early where C is large, each elsewhere
+TOLERANCE = 1e-7  # conf/common.yaml's; at the demo's 1e-5 both stop early where C is large, each elsewhere
 Vectors = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Set = tuple[np.ndarray, np.ndarray, np.ndarray, list[Division]]
 
