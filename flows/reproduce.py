@@ -95,6 +95,7 @@ class Children:
 
 
 def has_gpu() -> bool:
+    """Whether this host has NVIDIA's driver, whatever a process of it may see."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
