@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -30,12 +31,34 @@ def alone(case, tmp_path_factory):
     return state, whisper.state_dict()
 
 
-def start(processes, case, work, stage=0, stop=0):
+def start(processes, case, work, *stages, stop=0):
     command = [*START, f"--nproc-per-node={processes}", "-m", "tests.unit.training_case", str(case), str(work)]
+    command += [str(stop), *(f"{stage}:{free_port()}" for stage in stages)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "AUT_MICRO_S": "0.5"}
-    return subprocess.run(
-        [*command, str(stage), str(stop)], env=env, capture_output=True, text=True, timeout=280, check=False
-    )
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def finished(case, tmp_path_factory):
+    """Stages 1 and 2 by two processes, 3 by three; all three stopped before, in step 3, when they were two."""
+    pytest.importorskip("deepspeed")
+    work = tmp_path_factory.mktemp("zero")
+    stopped = start(2, case, work, 1, 2, 3, stop=3)
+    assert stopped.returncode != 0
+    for stage in (1, 2, 3):
+        newest = checkpoint.checkpoints(work / f"stage-{stage}")[-1]
+        assert newest.name == "step-00000003", stopped.stderr[-3000:]
+    for processes, stages in ((2, (1, 2)), (3, (3,))):
+        done = start(processes, case, work, *stages)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("resumes at step 3") == len(stages)
+    return work
 
 
 def compare(case, work, stage, alone):
@@ -55,23 +78,16 @@ def compare(case, work, stage, alone):
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_steps(case, alone, tmp_path):
-    done = start(2, case, tmp_path)
+    done = start(2, case, tmp_path, 0)
     assert done.returncode == 0, done.stderr[-3000:]
-    compare(case, tmp_path, 0, alone)
+    compare(case, tmp_path / "stage-0", 0, alone)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles its communication for the CPU: no c++ here")
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_on_two_processes_stopped_and_resumed_by_three(case, alone, tmp_path, stage):
-    pytest.importorskip("deepspeed")
-    stopped = start(2, case, tmp_path, stage, stop=3)
-    assert stopped.returncode != 0
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)][-1] == "step-00000003", stopped.stderr[-3000:]
-    done = start(3 if stage == 3 else 2, case, tmp_path, stage)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumes at step 3" in done.stderr
-    compare(case, tmp_path, stage, alone)
+def test_zero_on_two_processes_stopped_and_resumed_by_three(case, alone, finished, stage):
+    compare(case, finished / f"stage-{stage}", stage, alone)
 
 
 def test_zero_without_torchrun_is_refused(case, tmp_path, monkeypatch):

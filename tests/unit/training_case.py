@@ -71,8 +71,32 @@ def curve(state):
     return state.log, state.evals
 
 
-def main(case: str, work: str, stage: str = "0", stop: str = "0") -> None:
-    """The same job in processes of their own; leaves final.pt. With `stop`, SIGTERM comes in that step."""
+def main(case: str, work: str, stop: str, *stages: str) -> None:
+    """The same job at each `ZeRO stage:port`, in forks of a process that has the libraries: a start is mostly imports.
+
+    Leaves `stage-N/final.pt`. With a `stop`, SIGTERM comes in that step. Exits like the last stage.
+    """
+    import os
+    import sys
+
+    import accelerate  # noqa: F401
+    from transformers import WhisperForConditionalGeneration  # noqa: F401
+
+    code = 0
+    for stage, port in (word.split(":") for word in stages):
+        # They meet anew: torchrun's store and DeepSpeed's shared memory hold what the stage before left there.
+        os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        if int(stage):
+            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  which compiles, and so imports all of torch
+        child = os.fork()
+        if not child:
+            train(Path(case), Path(work) / f"stage-{stage}", int(stage), int(stop))
+            sys.exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sys.exit(code)
+
+
+def train(case: Path, work: Path, stage: int, stop: int) -> None:
     import os
     import signal
 
@@ -82,14 +106,13 @@ def main(case: str, work: str, stage: str = "0", stop: str = "0") -> None:
 
     class Stop(Silent):
         def metrics(self, values, step=None):
-            if step == int(stop):
+            if step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    folder, whisper = Path(case), whisper_of(Path(case))
-    job = job_of(folder, 6, deepspeed_stage=int(stage))
-    execute(job, whisper, folder, {"noise": folder}, Path(work), Stop())
+    whisper = whisper_of(case)
+    execute(job_of(case, 6, deepspeed_stage=stage), whisper, case, {"noise": case}, work, Stop())
     if os.environ.get("RANK", "0") == "0":
-        torch.save(whisper.state_dict(), Path(work) / "final.pt")
+        torch.save(whisper.state_dict(), work / "final.pt")
 
 
 if __name__ == "__main__":
