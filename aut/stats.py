@@ -253,7 +253,9 @@ def _resampled(moments_G5: Floats, resamples: int, seed: int) -> Iterator[Floats
     """Totals [r, 5] of resamples of G clusters with replacement, in blocks that fit in memory."""
     rng = np.random.default_rng([seed, resamples])
     clusters = len(moments_G5)
-    distinct, times = np.unique(moments_G5, axis=0, return_counts=True)
+    pairs = moments_G5[:, 0] + 1j * moments_G5[:, 1]  # they decide the other three, and sort as one number
+    _, first, times = np.unique(pairs, return_index=True, return_counts=True)
+    distinct = moments_G5[first]
     few = len(distinct) * 8 < clusters  # beyond that, drawing indices is cheaper than so many binomials
     step = max(1, BLOCK // (len(distinct) if few else clusters))
     for start in range(0, resamples, step):
