@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from aut.errors import ConfigError
+
 STAGES = ("index", "screen", "mixture", "base", "finetune", "export", "embed", "probe", "compare", "register")
 
 
@@ -37,5 +39,16 @@ def read_graph(root: Path) -> list[Stage]:
 
 def select(stages: list[Stage], first: str, last: str) -> list[Stage]:
     """The stages whose verb lies between two verbs, both included, in the order of the graph."""
-    verbs = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    verbs = between(first, last)
     return [s for s in stages if s.verb in verbs]
+
+
+def between(first: str, last: str) -> tuple[str, ...]:
+    """The verbs from one to another, both included. ConfigError: no such stage, or the last before the first."""
+    for verb in (first, last):
+        if verb not in STAGES:
+            raise ConfigError(f"there is no stage '{verb}'", f"choose from {', '.join(STAGES)}")
+    verbs = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    if not verbs:
+        raise ConfigError(f"stage '{last}' comes before '{first}'", f"the order is {', '.join(STAGES)}")
+    return verbs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,11 @@ def run(
             raise ConfigError(f"--audio {audio} is no folder", "give the folder that holds the corpora")
         os.environ["AUT_DATA"] = str(audio.resolve())
     checkout = Layout(checkout_root())
+    from flows.graph import between
+
+    between(first, last)  # what is wrong is told now, not when the services are up
+    if version is None:
+        _draft(checkout.root, profile, overrides)
     from flows.embedded import embedded
 
     with embedded(checkout) as flow:
@@ -63,16 +69,20 @@ def params(
 
     root = checkout_root()
     target = root / "params.yaml"
-    draft = root / ".params.check.yaml" if check else target
-    try:
+    if not check:
+        compose(profile, overrides or [], root / "conf", target)
+    elif _draft(root, profile, overrides) != target.read_bytes():
+        raise ConfigError(f"{target} is not what conf/ gives for profile {profile}", "run `aut params` and commit it")
+
+
+def _draft(root: Path, profile: str, overrides: list[str] | None) -> bytes:
+    """What params.yaml would be. ConfigError: unknown profile, a wrong key or value."""
+    from aut.config import compose
+
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "params.yaml"
         compose(profile, overrides or [], root / "conf", draft)
-        if check and draft.read_bytes() != target.read_bytes():
-            raise ConfigError(
-                f"{target} is not what conf/ gives for profile {profile}", "run `aut params` and commit it"
-            )
-    finally:
-        if check:
-            draft.unlink(missing_ok=True)
+        return draft.read_bytes()
 
 
 def evidence_copy(profile: str | None) -> Layout:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from aut.edges.store import client, mlflow_module, plain
+from aut.edges.store import SERVER, client, mlflow_module, plain
 from aut.errors import TrackingError
 from aut.layout import Layout
 
@@ -66,4 +67,4 @@ def serve_embedded(uri: str, layout: Layout, port: int) -> None:
     root = (layout.work / "mlartifacts").as_uri()
     args = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
     args += ["--default-artifact-root", root]
-    subprocess.run([*args, "--host", "127.0.0.1", "--port", str(port)], check=False)
+    subprocess.run([*args, "--host", "127.0.0.1", "--port", str(port)], env=SERVER | os.environ, check=False)

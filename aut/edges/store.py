@@ -44,6 +44,8 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Of a server of MLflow's: jobs are for its judges of language models, and start eight processes."""
 
 
 def config_file() -> Path:

@@ -1,17 +1,33 @@
-"""`aut run` for real, on profile tiny: the whole graph, nothing twice, only what a change touches, everything back."""
+"""`aut run` for real, on profile tiny: the whole graph, nothing twice, only what a change touches, everything back.
+
+In this order: each test begins where the one before left the copy, for a run that changes nothing takes ten seconds.
+The last one stops a run, then kills another in the middle of a fine-tune, everything at once: the same again resumes.
+"""
+
+from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
+import psutil
 import pytest
 import yaml
 
 from aut.files import digest_tree
 from flows.graph import STAGES
-from tests.flow.conftest import make_place, stages
+from tests.flow.conftest import Place, make_place, stages
 
 pytestmark = pytest.mark.flow
+LONG = (
+    "finetune.arms=[adapted]",
+    "compare.against=[base]",
+    "finetune.schedule.steps=60",
+    "finetune.training.eval_every=60",
+    "--to=finetune",
+)
 
 
 def test_the_graph_runs_to_a_registered_version(finished):
@@ -62,41 +78,8 @@ def test_a_second_run_does_nothing(finished):
     assert "Data and pipelines are up to date" in repro.stdout + repro.stderr
 
 
-def test_a_probe_param_reruns_probe_and_what_follows(finished):
-    place, _ = finished
-    output = place.run("probe.knn=3")
-    assert stages(output, "ran") <= {"probe", "compare", "register"}
-    assert "probe" in stages(output, "ran")
-
-
-def test_a_comment_reruns_its_stage_and_nothing_after_it(finished):
-    place, _ = finished
-    place.run()
-    code = place.checkout / "aut/stages/mixture.py"
-    before = code.read_text()
-    code.write_text(before + "\n# a remark\n")
-    output = place.run()
-    code.write_text(before)
-    assert stages(output, "ran") == {"mixture"}
-
-
-def test_one_source_is_indexed_alone(finished):
-    place, _ = finished
-    output = place.run("sources.toy_tunes.options.clips=41", "--to", "index")
-    ran = {line.split()[1] for line in output.splitlines() if line.strip().startswith("+ ")}
-    assert ran == {"index@toy_tunes"}
-
-
-def test_a_wrong_override_is_one_sentence(finished):
-    place, _ = finished
-    output = place.command("aut", "run", "--profile", "tiny", "mixture.quota.speech=0.5", code=2)
-    assert "quota sums to 0.7" in output
-    assert "Traceback" not in output
-
-
 def test_dvc_shows_metrics_and_plots(finished):
     place, _ = finished
-    place.run()
     for args in (["metrics", "show"], ["plots", "show", "--json"]):
         shown = subprocess.run(
             [sys.executable, "-m", "dvc", *args], cwd=place.copy, env=place.env, capture_output=True, text=True
@@ -121,7 +104,6 @@ def test_the_encoder_loads_in_one_line(finished):
 
 def test_a_second_clone_restores_without_computing(finished, tmp_path):
     place, _ = finished
-    place.run()
     other = make_place(
         tmp_path,
         AUT_DVC_REMOTE=place.env["AUT_DVC_REMOTE"],
@@ -137,8 +119,93 @@ def test_a_second_clone_restores_without_computing(finished, tmp_path):
         assert digest_tree(restored / folder) == digest_tree(place.copy / folder)
 
 
+def test_a_comment_reruns_its_stage_and_a_probe_param_what_follows_the_probes(finished):
+    """Both in one run: the output of `mixture` stays as it was, so nothing between it and `probe` moves."""
+    place, _ = finished
+    code = place.checkout / "aut/stages/mixture.py"
+    before = code.read_text()
+    code.write_text(before + "\n# a remark\n")
+    output = place.run("probe.knn=3")
+    code.write_text(before)
+    assert {"mixture", "probe"} <= stages(output, "ran") <= {"mixture", "probe", "compare", "register"}
+
+
+def test_one_source_is_indexed_alone(finished):
+    place, _ = finished
+    output = place.run("sources.toy_tunes.options.clips=41", "--to", "index")
+    ran = {line.split()[1] for line in output.splitlines() if line.strip().startswith("+ ")}
+    assert ran == {"index@toy_tunes"}
+
+
+def test_a_wrong_override_is_one_sentence(finished):
+    place, _ = finished
+    output = place.command("aut", "run", "--profile", "tiny", "mixture.quota.speech=0.5", code=2)
+    assert "quota sums to 0.7" in output
+    assert "Traceback" not in output
+
+
 def test_a_registered_version_is_probed_again(finished):
     place, _ = finished
     output = place.run("probe.knn=4", "--version", "1", "--from", "embed", "--to", "compare")
     assert {"probe", "compare"} <= stages(output, "ran") <= {"embed", "probe", "compare"}
     assert (place.work / "copies/tiny-v1/reports/compare/report.html").exists()
+
+
+def trainers(place: Place) -> list[psutil.Process]:
+    """Live stage processes `python -m aut finetune` of this place."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = process.info["cmdline"] or []
+        if words[1:4] == ["-m", "aut", "finetune"] and str(process.info["cwd"] or "").startswith(str(place.work)):
+            found.append(process)
+    return found
+
+
+def checkpoints(place: Place) -> set[str]:
+    return {p.name for p in (place.work / "finetune").glob("**/step-*") if p.is_dir()}
+
+
+def wait_for(what, seconds: float = 400):
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+def start(place: Place) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "aut", "run", "--profile", "tiny", *LONG]
+    return subprocess.Popen(
+        command, cwd=place.checkout, env=place.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    top = psutil.Process(process.pid)
+    return [top, *top.children(recursive=True)]
+
+
+def test_stopped_and_killed_in_the_middle_it_resumes(finished):
+    place, _ = finished
+    first = start(place)
+    wait_for(lambda: trainers(place))
+    wait_for(lambda: checkpoints(place))
+    started = family(first)
+    first.terminate()
+    first.wait(60)
+    wait_for(lambda: not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60)
+
+    second = start(place)
+    wait_for(lambda: trainers(place))
+    for process in family(second):  # everything at once, no chance to say goodbye
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    second.wait()
+    wait_for(lambda: not trainers(place), 30)
+
+    output = place.run(*LONG)
+    assert "finetune@adapted-0  ran" in output
+    log = (place.work / "logs/tiny/finetune@adapted-0.log").read_text()
+    assert "resum" in log, log[-2000:]
+    facts = yaml.safe_load((place.copy / "models/adapted-0/training.json").read_text())
+    assert facts["steps"] == 60

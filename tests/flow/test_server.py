@@ -67,6 +67,7 @@ def wait_for(url: str, seconds: float = 90) -> None:
 def on_server(folder: Path, api: str, tracking: Server) -> Iterator[Place]:
     """The checkout as seen from two hosts: they share the DVC remote, MLflow and Prefect, and nothing else."""
     shared = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking.uri, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    shared |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}  # as in docker-compose.yml
     place = make_place(folder, **shared)
     for host in ("cpu", "gpu"):
         own = {"AUT_WORK": str(folder / host), "PREFECT_HOME": str(folder / f"prefect-{host}")}
@@ -91,7 +92,8 @@ def test_a_deployment_runs_on_two_hosts(tmp_path):
             service(cpu, tmp_path / "cpu.log", *worker, "cpu"),
             service(gpu, tmp_path / "gpu.log", *worker, "h200"),
         ):
-            parameters = ["-p", "profile=tiny", "-p", 'overrides=["probe.knn=5"]']
+            overrides = json.dumps(["finetune.arms=[adapted]", "compare.against=[base]"])
+            parameters = ["-p", "profile=tiny", "-p", f"overrides={overrides}"]
             run = ("prefect", "deployment", "run", "aut/finetune", *parameters, "--watch", "--watch-timeout", "540")
             told = cpu.command(*run, code=None)
         logs = "".join((tmp_path / f"{host}.log").read_text()[-6000:] for host in ("cpu", "gpu"))

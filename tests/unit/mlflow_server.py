@@ -33,15 +33,9 @@ class Server:
 
     def start(self) -> None:
         args = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--serve-artifacts"]
-        args += [
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-            "--port",
-            str(self._port),
-            "--workers",
-            "1",
-        ]
-        env = environment(**store.SETTINGS)
+        args += ["--artifacts-destination", str(self._folder / "artifacts")]
+        args += ["--port", str(self._port), "--workers", "1"]
+        env = environment(**store.SETTINGS, **store.SERVER)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *args],

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
+from aut.errors import ConfigError
 from flows.graph import STAGES, read_graph, select
 from flows.pipeline import _groups
 
@@ -22,6 +24,14 @@ def test_every_stage_comes_after_what_it_needs():
 def test_selection_keeps_whole_verbs():
     chosen = select(read_graph(ROOT), "embed", "compare")
     assert {s.verb for s in chosen} == {"embed", "probe", "compare"}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"), [("embd", "probe", "no stage 'embd'"), ("probe", "embed", "before")]
+)
+def test_a_selection_of_nothing_is_refused(first, last, said):
+    with pytest.raises(ConfigError, match=said):
+        select(read_graph(ROOT), first, last)
 
 
 def test_gpu_stages_travel_together_and_only_elsewhere():

@@ -67,7 +67,7 @@ def test_stopped_by_sigterm_and_resumed_is_bit_identical(case, tmp_path, whole):
 
 
 def test_killed_and_resumed_is_bit_identical(case, tmp_path, whole):
-    script = "import sys; from tests.unit.training_case import main; main(*sys.argv[1:])"
+    script = "import pathlib, sys; from tests.unit.training_case import train; train(*map(pathlib.Path, sys.argv[1:]))"
     child = subprocess.Popen([sys.executable, "-c", script, str(case), str(tmp_path)])
     end = time.monotonic() + 120
     while not checkpoint.checkpoints(tmp_path) and child.poll() is None and time.monotonic() < end:

@@ -96,7 +96,7 @@ def main(case: str, work: str, stop: str, *stages: str) -> None:
     sys.exit(code)
 
 
-def train(case: Path, work: Path, stage: int, stop: int) -> None:
+def train(case: Path, work: Path, stage: int = 0, stop: int = 0) -> None:
     import os
     import signal
 
