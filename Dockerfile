@@ -20,7 +20,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN groupadd --gid 10001 aut \
  && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin aut
 # A volume takes the owner of the folder it first covers.
-RUN install -d -o aut -g aut -m 0755 /artifacts /backup /cache /remote /work \
+RUN install -d -o aut -g aut -m 0755 /artifacts /backup /cache /remote /var/lib/aut \
     /secrets /secrets/postgres /secrets/mlflow /secrets/prefect /secrets/worker /secrets/serve
 
 # --- builders ----------------------------------------------------------------
@@ -108,10 +108,10 @@ RUN apt-get update \
 COPY --from=worker-builder /opt/venv /opt/venv
 COPY docker/entrypoint docker/healthy docker/accounts docker/aut /usr/local/bin/
 # The mounted checkout comes before the image's own code: what runs is what the operator checked out.
-ENV PYTHONPATH=/checkout:/opt/aut AUT_CHECKOUT=/checkout AUT_WORK=/work
+ENV PYTHONPATH=/checkout:/opt/aut AUT_CHECKOUT=/checkout AUT_WORK=/var/lib/aut
 COPY . /opt/aut
 USER aut
-WORKDIR /work
+WORKDIR /var/lib/aut
 ENTRYPOINT ["entrypoint"]
 HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=12 CMD ["healthy", "8080", "/health"]
 ARG REVISION=unknown CREATED=unknown VERSION=0.1.0

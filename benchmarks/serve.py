@@ -17,7 +17,7 @@ Figures  ratio_mlflow        clips/s at 32 clients, ours over the peer's best
          failed_on_swap      requests not answered 200, or by no known version, while the alias moves 20 times
          overload_p99_ratio  p99 of accepted requests at 10 x capacity over p99 of one client alone
          ready_s             start to ready, warm cache
-Run   python -m benchmarks.serve --quick     2 s a load instead of 12, 5 s of overload instead of 60, a peer each
+Run   python -m benchmarks.serve --quick     2 s a load instead of 12, 3 s of overload instead of 60, a peer each
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,31 +240,39 @@ def identity_server(scratch: Path) -> Process:
 
 
 def against(server: Process, requests: Sequence[bytes], seconds: float, name: str) -> Load:
-    asyncio.run(closed(server.port, requests, CLIENTS, 1.0))  # warm
+    asyncio.run(closed(server.port, requests, CLIENTS, min(1.0, seconds / 4)))  # warm
     load = asyncio.run(closed(server.port, requests, CLIENTS, seconds))
     say(f"{name}: {load.per_s:.1f} clips/s, p99 {1000 * load.p99_s:.0f} ms, {load.failed} failed")
     return load
 
 
-def peers(model: Path, scratch: Path, requests: Sequence[bytes], seconds: float, quick: bool) -> list[Load]:
-    """`mlflow models serve` in each of its settings; quick: in the fastest, as the full run found."""
+def side_by_side(model: Path, scratch: Path, bodies: Sequence[bytes], seconds: float, quick: bool) -> list[list[Load]]:
+    """`mlflow models serve` in each of its settings; ours with an identity encoder; the peer's identity.
+
+    All start at once and are asked one after the other: those that wait cost nothing. Quick: the peer in the fastest
+    setting, as the full run found, and its identity as it starts.
+    """
     cores, one = os.cpu_count() or 1, {"OMP_NUM_THREADS": "1"}
     settings: list[tuple[dict[str, str], int]] = [({}, 1), (one, 1), (one, cores)]
-    loads = []
-    for env, workers in settings[-1:] if quick else settings:
-        told = f"mlflow models serve, {workers} workers, {'one thread' if env else 'all threads'} a pass"
-        with Peer(model, scratch, env, workers) as server:
-            loads.append(against(server, requests, seconds, told))
-    return loads
-
-
-def hollows(scratch: Path, requests: Sequence[bytes], seconds: float, quick: bool) -> list[Load]:
-    """The same of an identity pyfunc: one process, and a process a core."""
-    model, loads = identity_model(scratch / "identity"), []
-    for workers in (1,) if quick else (1, os.cpu_count() or 1):
-        with Peer(model, scratch, workers=workers) as server:
-            loads.append(against(server, requests, seconds, f"mlflow, identity, {workers} workers"))
-    return loads
+    hollow = identity_model(scratch / "identity")
+    peers = {
+        f"mlflow models serve, {workers} workers, {'one thread' if env else 'all threads'} a pass": Peer(
+            model, scratch, env, workers
+        )
+        for env, workers in (settings[-1:] if quick else settings)
+    }
+    hollows = {
+        f"mlflow, identity, {workers} workers": Peer(hollow, scratch, workers=workers)
+        for workers in ((1,) if quick else (1, cores))
+    }
+    groups: list[tuple[dict[str, Process], Sequence[bytes]]] = [
+        ({**peers}, mlflows(bodies)),
+        ({"aut, identity": identity_server(scratch)}, ours(bodies)),
+        ({**hollows}, mlflows(bodies)),
+    ]
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        list(pool.map(stack.enter_context, [server for servers, _ in groups for server in servers.values()]))
+        return [[against(s, requests, seconds, name) for name, s in servers.items()] for servers, requests in groups]
 
 
 def swap(address: str, uri: str, scratch: Path, requests: Sequence[bytes], seconds: float) -> tuple[int, float]:
@@ -293,8 +302,8 @@ def swap(address: str, uri: str, scratch: Path, requests: Sequence[bytes], secon
 def overload(folder: Path, scratch: Path, requests: Sequence[bytes], capacity: float, seconds: float) -> Overload:
     """A server that measures its budget: one client alone, then ten times the capacity."""
     with Server(folder, scratch, "--budget-ms", "0") as server:
-        asyncio.run(closed(server.port, requests, 1, 1.0))
-        alone = asyncio.run(closed(server.port, requests, 1, max(3.0, seconds / 4)))
+        asyncio.run(closed(server.port, requests, 1, 0.5))
+        alone = asyncio.run(closed(server.port, requests, 1, max(2.0, seconds / 4)))
         load = asyncio.run(paced(server.port, requests, 10 * capacity, seconds))
     other = {s: load.statuses.count(s) for s in set(load.statuses)}
     told = Overload(load.p99_s / alone.p99_s, float(np.quantile(load.refused_s, 0.99)), other)
@@ -316,16 +325,13 @@ def main() -> None:
         model = publish(uri, scratch, folder)
         publish(uri, scratch, write_version(scratch / "two/2", seed=1))
         bodies = files(make_clips())
-        before = bare(folder, seconds)
+        before = bare(folder, 1.0 if options.quick else seconds)
         with Server(address, scratch, "--budget-ms", "30000", env={"MLFLOW_TRACKING_URI": uri}) as server:
             mine = against(server, ours(bodies), seconds, "aut serve")
         after = before if options.quick else bare(folder, seconds)
-        loads = peers(model, scratch, mlflows(bodies), seconds, options.quick)
-        with identity_server(scratch) as server:
-            empty = against(server, ours(bodies), seconds, "aut, identity")
-        hollow = hollows(scratch, mlflows(bodies), seconds, options.quick)
-        failed, ready_s = swap(address, uri, scratch, ours(bodies), max(7.0, seconds))
-        flood = overload(folder, scratch, ours(bodies), mine.per_s, 5.0 if options.quick else 60.0)
+        loads, (empty,), hollow = side_by_side(model, scratch, bodies, seconds, options.quick)
+        failed, ready_s = swap(address, uri, scratch, ours(bodies), max(4.0, seconds))
+        flood = overload(folder, scratch, ours(bodies), mine.per_s, 3.0 if options.quick else 60.0)
     theirs = max(loads, key=lambda load: load.per_s)
     batched, loop = (sum(pair) / 2 for pair in zip(before, after, strict=True))
     figures = {
