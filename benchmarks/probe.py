@@ -190,7 +190,7 @@ def main() -> None:
         more, facts["xares"] = against_xares(found["esc50"], 2 if options.quick else 5)
         figures |= more
     if options.only in (None, "embed"):
-        more, facts["embed"] = embed_ratio(4 if options.quick else 32)
+        more, facts["embed"] = embed_ratio(2 if options.quick else 32)
         figures |= more
     facts["peer"] = "scikit-learn LogisticRegression; xares 0.1.3; transformers WhisperEncoder"
     finish("probe", figures, options.keep, facts)
