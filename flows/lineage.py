@@ -54,10 +54,11 @@ class Lineage:
     def shipping(self, part: str = "flow") -> Iterator[dict[str, str]]:
         """The environment that ties stages to this run, while what they report is sent on.
 
-        `part` keeps the spools of two hosts (or flow runs) that share AUT_WORK apart.
+        `part` keeps the spools of two hosts (or flow runs) that share AUT_WORK apart. A server that is away when the
+        stages have ended is waited for: who looks at a completed run finds all its points.
         """
         spool = self.layout.work / "spool" / self.run_id / part
-        with tracking.Shipper(self.uri, self.run_id, spool):
+        with tracking.Shipper(self.uri, self.run_id, spool, WAIT_S, FAILED_WAIT_S):
             yield {
                 "AUT_WORK": str(self.layout.work),
                 "AUT_SPOOL": str(spool),

@@ -240,11 +240,14 @@ def forget_sent(spool: Path) -> None:
 class Shipper:
     """A thread that sends every stage spooled below `spool`; leaving the block waits up to `limit_s` for the rest.
 
-    What is left then stays on disk for `tracking.send_leftovers`; `.left` says how many events.
+    A block that ends by an error waits `failed_s` at most. What is left then stays on disk for
+    `tracking.send_leftovers`; `.left` says how many events.
     """
 
-    def __init__(self, uri: str, parent_run_id: str, spool: Path, limit_s: float = 60.0) -> None:
-        self.uri, self.spool, self.limit_s = uri, spool, limit_s
+    def __init__(
+        self, uri: str, parent_run_id: str, spool: Path, limit_s: float = 60.0, failed_s: float = 20.0
+    ) -> None:
+        self.uri, self.spool, self.limit_s, self.failed_s = uri, spool, limit_s, failed_s
         self.left = 0
         self._parent_run_id = parent_run_id
         self._stop = threading.Event()
@@ -260,7 +263,7 @@ class Shipper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._until = time.monotonic() + self.limit_s
+        self._until = time.monotonic() + (self.limit_s if kind is None else min(self.limit_s, self.failed_s))
         self._stop.set()
         self._thread.join()
         self.left = sum(Folder(self.uri, f, lambda _: "").left() for f in unsent(self.spool))

@@ -162,6 +162,38 @@ def test_a_run_that_goes_on_names_the_one_before(layout: Layout, uri: str, tmp_p
         assert "aut.resumes" not in store.client(uri).get_run(track.record()["run_id"]).data.tags
 
 
+def test_a_run_that_ends_while_the_server_is_away_waits_for_it_and_one_that_failed_does_not(
+    layout: Layout, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, away = tracking.Shipper.send, threading.Event()
+    away.set()
+
+    def sometimes(sender: tracking.Shipper) -> None:
+        if away.is_set():
+            raise TrackingError("it does not answer")
+        send(sender)
+
+    monkeypatch.setattr(tracking.Shipper, "send", sometimes)
+    parent, folder = tracking.open_parent(uri, {}, layout, {}), layout.work / "spool/ends"
+    monkeypatch.setenv("AUT_SPOOL", str(folder))
+    monkeypatch.setenv("AUT_PARENT_RUN", parent)
+
+    def failing(sent: tracking.Shipper) -> None:
+        with sent, stage_tracker("base", "", layout) as track:
+            track.metrics({"loss": 1.0}, 1)
+            raise ValueError("of the stage")
+
+    failed = tracking.Shipper(uri, parent, folder, limit_s=600.0, failed_s=0.0)
+    with pytest.raises(ValueError, match="of the stage"):
+        failing(failed)
+    assert failed.left
+    threading.Timer(1.0, away.clear).start()
+    with tracking.Shipper(uri, parent, folder, limit_s=600.0) as ended:
+        pass
+    assert not ended.left
+    assert points(uri, find_runs(uri, {"aut.stage": "base"}, 5)[0].info.run_id) == [(1, 1.0)]
+
+
 def test_a_crash_between_sending_and_remembering_doubles_nothing(layout: Layout, uri: str) -> None:
     folder = new_folder(layout.work / "spool/x", "probe")
     with Spool(folder) as track:
