@@ -158,10 +158,12 @@ class Stack:
         return self._json(f"{self.logins['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{path}", login, body)
 
     def runs(self, **tags: str) -> list[dict[str, Any]]:
-        """Runs with these tags, newest first."""
-        experiment = self.mlflow("experiments/get-by-name?experiment_name=aut")["experiment"]["experiment_id"]
+        """Runs with these tags, newest first; none before the first run made the experiment."""
+        found = self.mlflow("experiments/search", {"max_results": 10, "filter": "name = 'aut'"}).get("experiments", [])
+        if not found:
+            return []
         clauses = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        body = {"experiment_ids": [experiment], "filter": clauses, "max_results": 1000}
+        body = {"experiment_ids": [found[0]["experiment_id"]], "filter": clauses, "max_results": 1000}
         body["order_by"] = ["attributes.start_time DESC"]
         return list(self.mlflow("runs/search", body).get("runs", []))
 
