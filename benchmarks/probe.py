@@ -12,13 +12,14 @@ Out   seconds         ours, all three sets: C chosen inside each training part, 
       ratio_xares     X-ARES's own probe (benchmarks/peers/xares_probe.py) over our Adam solver: the same five folds of
                       ESC-50, a linear layer, Adam 1e-3, 10 epochs of batch 32
       embed_ratio_hf  transformers' Whisper encoder and extractor at padded 30 s over ours at native length
-Why   ratios of CPU seconds in one run, so that a busy machine does not decide them: set OMP_NUM_THREADS=1. `seconds`
-      are CPU seconds too. Every fit is distinct.
+Why   ratios of CPU seconds in one run, so that a busy machine does not decide them, on one thread each: a second one
+      mostly waits at these sizes, and waiting counts. `seconds` are CPU seconds too. Every fit is distinct.
 Run   python -m benchmarks.probe [--quick] [--only PART]; X-ARES: benchmarks/peers/README.md
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from aut.config import Probe, Protocol, read_params
 from aut.probes import adam
@@ -174,12 +176,18 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", choices=("sklearn", "reprobe", "xares", "embed"), help="one of the comparisons")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for what is loaded or started from here on; numpy is already there
+    with threadpool_limits(1):
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
     settings = read_params(HERE.parent / "params.yaml").probe.model_copy(update={"tolerance": TOLERANCE})
     width, shrink, seeds = (256, 4, 2) if options.quick else (1280, 1, 10)
     found = sets(width, shrink, seeds)
     figures: dict[str, float] = {}
     facts: dict[str, Any] = {"machine": machine("numpy", "scikit-learn", "torch", "transformers"), "width": width}
-    facts |= {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "tolerance": settings.tolerance}
+    facts |= {"threads": 1, "tolerance": settings.tolerance}
     if options.only in (None, "sklearn"):
         more, facts["sklearn"] = against_sklearn(found, settings)
         figures |= more
