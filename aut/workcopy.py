@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -119,8 +120,14 @@ def remote_url(work: Path) -> str:
 
 
 def point_dvc(root: Path, work: Path) -> None:
-    """Remote and cache are shared by all copies of this machine."""
-    settings = f"[cache]\n    dir = {work / 'dvc-cache'}\n['remote \"store\"']\n    url = {remote_url(work)}\n"
+    """Remote and cache are shared by all copies of this machine.
+
+    A remote folder that its group may write to is one that several users share: what DVC makes in it stays so.
+    """
+    remote = remote_url(work)
+    settings = f"[cache]\n    dir = {work / 'dvc-cache'}\n['remote \"store\"']\n    url = {remote}\n"
+    if os.path.isdir(remote) and os.stat(remote).st_mode & stat.S_IWGRP:
+        settings += "    shared = group\n"
     target = root / ".dvc/config.local"
     target.parent.mkdir(exist_ok=True)
     if not target.exists() or target.read_text() != settings:

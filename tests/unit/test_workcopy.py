@@ -1,6 +1,9 @@
 """A working copy has the checkout's files, edits included, and keeps its own outputs."""
 
+import os
+import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,25 @@ def test_corpora_have_a_root_of_their_own(tmp_path, monkeypatch):
         layout.corpus_root("esc50", "ESC-50")
     monkeypatch.setenv("AUT_DATA", str(tmp_path))
     assert layout.corpus_root("esc50", "ESC-50") == tmp_path / "ESC-50"
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o775])
+def test_what_dvc_puts_into_a_remote_its_group_may_write_to_its_group_may_write_to(
+    checkout, monkeypatch, tmp_path, mode
+):
+    remote = tmp_path / "shared"
+    remote.mkdir()
+    remote.chmod(mode)
+    monkeypatch.setenv("AUT_DVC_REMOTE", str(remote))
+    root = copy(checkout)
+    (root / ".dvc/config").write_text("[core]\n    remote = store\n    no_scm = true\n")
+    (root / "clip.txt").write_text("a clip")
+    before = os.umask(0o022)
+    try:
+        for words in (["add", "--quiet", "clip.txt"], ["push", "--quiet"]):
+            command([sys.executable, "-m", "dvc", *words], root)
+    finally:
+        os.umask(before)
+    made = [p for p in remote.rglob("*") if p.is_dir()]
+    assert len(made) >= 3  # files, md5, the first two digits
+    assert all(bool(p.stat().st_mode & stat.S_IWGRP) == bool(mode & stat.S_IWGRP) for p in made)
