@@ -102,7 +102,7 @@ def _workers(url: str) -> Iterator[Finding]:
         _, workers = ask(f"{url}/work_pools/{pool}/workers/filter", login, {})
         online = sum(w["status"] == "ONLINE" for w in workers or ())
         remedy = "" if online else f"prefect worker start --pool {pool}"
-        yield Finding(f"pool {pool}", "ok" if online else "wrong", f"{online} workers online", remedy)
+        yield Finding(f"pool {pool}", "ok" if online else "wrong", f"workers online: {online}", remedy)
 
 
 def serve_findings() -> Iterator[Finding]:
