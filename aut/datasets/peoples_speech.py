@@ -24,6 +24,7 @@ from typing import Any
 from aut.contracts import Card, Clip
 from aut.datasets import columns_of, refused
 from aut.datasets._metadata import has_keys, json_lines, several
+from aut.datasets._tars import Damaged, members
 from aut.errors import DataError
 from aut.files import write_bytes
 from aut.progress import progress
@@ -59,21 +60,21 @@ def clips(root: Path, subsets: Sequence[str] = ("clean", "clean_sa", "dirty", "d
         table = folder.with_suffix(".json")
         if not table.is_file() and any(root.glob(f"{subset}/*.parquet")):
             raise DataError(f"{root} holds Parquet", "run python -m aut.datasets.peoples_speech PARQUET_FOLDER OUT")
-        members = _Members(root, folder)
+        places = _Members(root, folder)
         for document in json_lines(table, "People's Speech download", ("training_data",)):
             source = document.get("identifier") or document.get("audio_document_id")
             told = has_keys(table, document["training_data"], ("label", "name"))
             if not source or len(told["label"]) != len(told["name"]):
                 raise DataError(f"{table} has a document without identifier, or with fewer labels than names")
             for text, name in zip(told["label"], told["name"], strict=True):
-                yield _clip(subset, source, text, name.removeprefix("./"), members)
+                yield _clip(subset, source, text, name.removeprefix("./"), places)
 
 
-def _clip(subset: str, source: str, text: str, name: str, members: _Members) -> Clip:
+def _clip(subset: str, source: str, text: str, name: str, places: _Members) -> Clip:
     key = f"{subset}/{name.removesuffix('.flac')}"
-    place = members.find(name)
+    place = places.find(name)
     if place is None:
-        return refused(key, "", "missing", f"{name} is in none of the tars")
+        return refused(key, "", "missing", "; ".join([f"{name} is in none of the tars", *places.damage[:1]]))
     return Clip(
         key=key,
         uri=place[0],
@@ -96,9 +97,17 @@ class _Members:
         self._uri = folder.relative_to(root).as_posix()
         self._tars = [p.relative_to(root).as_posix() for p in sorted(folder.glob("*.tar"))]
         kind = np.dtype([("name", "u8"), ("offset", "i8"), ("size", "u4"), ("tar", "u4")])
-        members = ((i, member) for i, tar in enumerate(self._tars) for member in _headers(root / tar))
-        places = np.fromiter(((_hash(m.name), m.offset_data, m.size, i) for i, m in members), dtype=kind)
+        self.damage: list[str] = []
+        found = ((i, member) for i, tar in enumerate(self._tars) for member in self._headers(root, tar))
+        places = np.fromiter(((_hash(m.name), m.offset_data, m.size, i) for i, m in found), dtype=kind)
         self._places = places[np.argsort(places["name"])]
+
+    def _headers(self, root: Path, tar: str) -> Iterator[tarfile.TarInfo]:
+        """Files of a tar, up to where it may be cut or damaged: names that lie beyond are missing, and told why."""
+        try:
+            yield from (member for _, member in members(root / tar, tar) if member.isreg())
+        except Damaged as error:
+            self.damage.append(error.detail)
 
     def find(self, name: str) -> tuple[str, int | None, int | None] | None:
         """(uri, offset_b, size_b)."""
@@ -115,18 +124,6 @@ def _hash(name: str) -> Any:
     import numpy as np
 
     return np.uint64(int.from_bytes(blake2b(name.removeprefix("./").encode(), digest_size=8).digest(), "little"))
-
-
-def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Files of a tar, up to where it may have been cut: what lies beyond is missing, and told so."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # TarFile keeps every header it has seen
-                if member.isreg():
-                    yield member
-    except (tarfile.TarError, EOFError):
-        return
 
 
 def unpack(parquet: Path, out: Path) -> None:

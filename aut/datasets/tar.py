@@ -3,8 +3,9 @@
 In    *.tar, uncompressed, below the root; `a/b.flac`, `a/b.json`, `a/b.txt` are the sample `a/b`: the key ends at
       the first dot of the base name, members of a sample follow each other (github.com/webdataset/webdataset, README)
 Out   the audio member's offset and size; text from .txt or a JSON key, label from .cls or a JSON key
-Why   a shard that was cut short still gives the samples before the cut. Links, devices and names that leave the shard
-      are listed and refused.
+Why   a shard that was cut short, or has a garbled header, still gives the samples before that place; the sample that
+      it fell into is refused, and so is `<shard>/end`, for what lies beyond. Links, devices and names that leave the
+      shard are listed and refused.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import AUDIO, refused
+from aut.datasets._tars import BROKEN, Damaged, members
 from aut.errors import ConfigError, DataError
 
 CARD = Card(
@@ -73,39 +75,46 @@ def clips(
 def _shard(path: Path, uri: str, mapping: Mapping[str, str], given: dict[str, str], origin: str) -> Iterator[Clip]:
     stem = uri.removesuffix(".tar")
     sample: Sample | None = None
-    for member, data, fault in _members(path):
-        if fault:
-            yield refused(f"{stem}/{member.name if member else 'end'}", uri, *fault)
-            continue
-        assert member is not None
-        key, kind = _key(member.name)
-        if sample and sample.key != key:
-            yield from _clip(sample, stem, uri, mapping, given, origin)
-            sample = None
-        sample = sample or Sample(key)
-        if kind in AUDIO:
-            sample.audio = sample.audio or member
-        else:
-            sample.facts |= _facts(kind, data, f"{path}: {member.name}")
+    try:
+        for member, data, fault in _members(path, uri):
+            if fault:
+                yield refused(f"{stem}/{member.name}", uri, *fault)
+                continue
+            key, kind = _key(member.name)
+            if sample and sample.key != key:
+                yield from _clip(sample, stem, uri, mapping, given, origin)
+                sample = None
+            sample = sample or Sample(key)
+            if kind in AUDIO:
+                sample.audio = sample.audio or member
+            else:
+                sample.facts |= _facts(kind, data, f"{path}: {member.name}")
+    except Damaged as error:
+        if sample:  # its caption, or the end of its audio, may lie beyond
+            yield refused(f"{stem}/{sample.key}", uri, "truncated", error.detail)
+        yield refused(f"{stem}/end", uri, "truncated", error.detail)
+        return
     if sample:
         yield from _clip(sample, stem, uri, mapping, given, origin)
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo | None, bytes, tuple[str, str] | None]]:
-    """(member, content of a side file, fault) in the tar's order; the headers are walked once, in constant memory."""
+def _members(path: Path, uri: str) -> Iterator[tuple[tarfile.TarInfo, bytes, tuple[str, str] | None]]:
+    """(member, content of a side file, fault) in the tar's order. Raises Damaged."""
+    for tar, member in members(path, uri):
+        if member.isdir():
+            continue
+        fault = _fault(member)
+        _, kind = _key(member.name)
+        wanted = not fault and kind in (".json", ".txt", ".cls") and member.size <= SIDE_BYTES
+        side = tar.extractfile(member) if wanted else None
+        yield member, _read(side, member, uri) if side else b"", fault
+
+
+def _read(side: IO[bytes], member: tarfile.TarInfo, uri: str) -> bytes:
     try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # TarFile keeps every header it has seen
-                if member.isdir():
-                    continue
-                fault = _fault(member)
-                _, kind = _key(member.name)
-                wanted = not fault and kind in (".json", ".txt", ".cls") and member.size <= SIDE_BYTES
-                side = tar.extractfile(member) if wanted else None
-                yield member, side.read() if side else b"", fault
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield None, b"", ("truncated", f"the shard ends early or is damaged: {type(error).__name__}")
+        return side.read()
+    except BROKEN:
+        raise Damaged(uri, member.offset_data, "ends early, in the member") from None
 
 
 def _fault(member: tarfile.TarInfo) -> tuple[str, str] | None:

@@ -59,7 +59,9 @@ def test_peoples_speech_says_which_clip_a_cut_tar_lacks(listed, tmp_path):
     tar.write_bytes(tar.read_bytes()[:1024])
     found = check(tmp_path, "peoples_speech", {"subsets": ["clean"]})
     assert found.rows == 3
-    assert [(k, r) for k, r, _ in found.refused_examples] == [("clean/doc1_SLASH_a_DOT_mp3_00000", "missing")]
+    [(key, reason, detail)] = found.refused_examples
+    assert (key, reason) == ("clean/doc1_SLASH_a_DOT_mp3_00000", "missing")
+    assert "train/clean/clean_000001.tar" in detail
 
 
 def test_peoples_speech_unpacks_parquet(tmp_path):

@@ -253,7 +253,32 @@ def test_tar_refuses_links_and_names_that_leave_and_survives_a_cut(tmp_path):
     (tmp_path / "shard-000.tar").write_bytes(whole[:15_000])
     found = check(tmp_path, "tar", {})
     assert found.rows >= 1
-    assert found.refused["truncated"] == 1
+    assert found.refused["truncated"] == 2  # the sample that the cut fell into, and the end
+
+
+def header(path, name):
+    with tarfile.open(path) as shard:
+        return next(m.offset for m in shard if m.name == name)
+
+
+@pytest.mark.parametrize("damage", ["boundary", "header", "side", "garbled", "no end"])
+def test_tar_tells_of_samples_that_lie_beyond_a_damage(tmp_path, damage):
+    tar(tmp_path)
+    shard = tmp_path / "shard-000.tar"
+    whole, at = bytearray(shard.read_bytes()), header(shard, "s/0001.txt")
+    if damage == "garbled":
+        whole[at : at + 512] = b"\xa5" * 512
+    shard.write_bytes(whole if damage == "garbled" else whole[: at + {"header": 200, "side": 514}.get(damage, 0)])
+    if damage == "no end":
+        shard.write_bytes(bytes(whole).rstrip(b"\0").ljust(-(-len(bytes(whole).rstrip(b"\0")) // 512) * 512, b"\0"))
+    found = check(tmp_path, "tar", {})
+    sample = "0002" if damage == "no end" else "0001"
+    assert [(k, r) for k, r, _ in found.refused_examples] == [
+        (f"shard-000/s/{sample}", "truncated"), ("shard-000/end", "truncated")
+    ]  # fmt: skip
+    assert found.rows == int(sample)
+    offset = shard.stat().st_size if damage == "no end" else at + {"header": 200, "side": 512}.get(damage, 0)
+    assert all("shard-000.tar" in d and f"at byte {offset:,}" in d for _, _, d in found.refused_examples)
 
 
 def test_captions_claim_what_the_label_says():
