@@ -78,7 +78,24 @@ def working_copy(checkout: Path, name: str, profile: str, overrides: Sequence[st
         _overlay(checkout, root)
         point_dvc(root, work)
         params = compose(profile, overrides, root / "conf", root / "params.yaml")
+        _drop_unnamed(Layout(root), params)
         yield Layout(root), params
+
+
+def _drop_unnamed(layout: Layout, params: Params) -> None:
+    """Removes what `index` made of sources that params no longer name: DVC knows no such stage, so it would leave it.
+
+    `data/index` as a whole is a dep. The folder of a role stays though empty, for it is one too.
+    """
+    named = {p for n, s in params.sources.items() for p in (layout.index(s.role, n), layout.fingerprints(s.role, n))}
+    for kind in ("index", "fingerprints"):
+        for folder in (layout.root / "data" / kind).glob("*/*"):
+            if folder not in named and not folder.name.startswith("."):
+                shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+    for source in {p.stem.removeprefix("index@") for p in layout.run_record("index", "x").parent.glob("index@*.json")}:
+        if source not in params.sources:
+            layout.run_record("index", source).unlink(missing_ok=True)
+            layout.metrics("index", source).unlink(missing_ok=True)
 
 
 def clone_at(checkout: Path, root: Path, commit: str) -> None:

@@ -94,6 +94,46 @@ def test_dvc_sees_every_module_a_stage_can_reach(stage):
         assert any(path == d or path.startswith(f"{d}/") for d in deps), f"{stage} reaches {path}, no dep covers it"
 
 
+PARAMS = {
+    "pool": ("sources",),
+    "champion_encoder": ("compare.a", "finetune.seeds"),
+    "register_": ("register",),
+    "profile": ("profile",),
+    **{name: (name,) for name in ("sources", "seed", *STAGES)},
+}
+"""What of `aut.config.Params` a module may read, and the keys of params.yaml that lie behind it."""
+
+NO_DEP = {
+    ("base", "sources"): "names of the pool: data/screen/report.json lists them; a path is placement",
+    ("base", "finetune"): "launch reads the section of the stage that it starts",
+    ("finetune", "base"): "launch reads the section of the stage that it starts",
+    ("finetune", "sources"): "roots only: placement",
+    ("embed", "sources"): "roots only: placement",
+    ("register", "sources"): "the card's table of the pool: reports/compare holds the counts of each source",
+    ("register", "mixture"): "the card's line on quotas: reports/compare holds the mixture's counts",
+    ("register", "profile"): "reports/compare names it",
+}
+"""(stage, section): why a change there need not run the stage again by itself."""
+
+
+def sections(module: str) -> set[str]:
+    """Attributes of a name `params` that Params has; a section passed under that name has none called the same."""
+    reads = (n for n in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(n, ast.Attribute))
+    return {n.attr for n in reads if isinstance(n.value, ast.Name) and n.value.id == "params"} & PARAMS.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_sees_every_section_of_params_that_a_stage_reads(stage):
+    body = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    known = (body.get("do") or body)["params"]
+    reached = (m for m in closure(f"aut.stages.{stage}") if m.split(".")[1] not in {*PLUMBING, "edges", "sources"})
+    for attribute in {a for m in reached for a in sections(m)}:
+        for key in PARAMS[attribute]:
+            if (stage, key) not in NO_DEP:
+                seen = [k for k in known if k == key or k.startswith(f"{key}.") or key.startswith(f"{k}.")]
+                assert seen, f"{stage} reads params.{attribute}, dvc.yaml names no {key} among its params"
+
+
 def test_every_stage_has_its_verb_module_and_params():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     params = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -70,6 +70,16 @@ def test_quotas_are_exact_and_blocked_clips_absent(
         assert pq.read_table(layout.mixture / part)["id"][row].as_py() == clip
 
 
+def test_a_source_that_params_no_longer_name_leaves_though_its_index_stays(params: Params, layout: Layout) -> None:
+    stage.mixture(params, layout, Silent())
+    assert (layout.mixture / "speech/read").is_dir()
+    left = params.model_copy(update={"sources": {n: s for n, s in params.sources.items() if n != "read"}})
+    stage.mixture(left, layout, Silent())
+    assert layout.index("speech", "read").is_dir()
+    assert not (layout.mixture / "speech/read").exists()
+    assert {r["source"] for r in epoch(layout)} == {"talk", "rain", "band"}
+
+
 def test_rows_are_the_index_rows(params: Params, layout: Layout) -> None:
     stage.mixture(params, layout, Silent())
     parts = [p for d in SIZES for p in sorted((layout.root / "data/index" / d).rglob("part-*.parquet"))]

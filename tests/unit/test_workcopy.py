@@ -55,6 +55,25 @@ def test_edits_new_files_and_deletions_arrive(checkout):
     assert (root / "a.py").read_text() == "a.py"
 
 
+def test_what_index_made_of_a_source_goes_with_it(checkout):
+    root = copy(checkout)
+    made = [Layout(root).index("music", n) for n in ("toy_tunes", "withdrawn")]
+    made += [Layout(root).fingerprints("music", n) for n in ("toy_tunes", "withdrawn")]
+    made += [Layout(root).index("speech", "toy_tunes")]  # the role it once had
+    for folder in made:
+        folder.mkdir(parents=True)
+        (folder / "part-00000.parquet").write_text("rows")
+    for name in ("toy_tunes", "withdrawn"):
+        for file in (Layout(root).run_record("index", name), Layout(root).metrics("index", name)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+    copy(checkout)
+    assert [p.exists() for p in made] == [True, False, True, False, False]
+    assert made[-1].parent.is_dir()  # a dep of `mixture`, though no source has that role now
+    assert [p.name for p in (root / "data/runs").iterdir()] == ["index@toy_tunes.json"]
+    assert [p.name for p in (root / "reports/metrics").iterdir()] == ["index@toy_tunes.json"]
+
+
 def test_ignored_files_stay_behind(checkout):
     (checkout / ".env").write_text("SECRET=1")
     assert not (copy(checkout) / ".env").exists()
