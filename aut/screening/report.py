@@ -220,7 +220,7 @@ def _pairs(
         return title + "<p class='note'>None.</p>"
     rest = f" The {SHOWN} best of {len(mine):,}; flagged.parquet has all." if len(mine) > SHOWN else ""
     rows = "".join(
-        f"<tr><td>{_clip(r['id'], clips, sources, 0.0)}</td>"
+        f"<tr><td>{_clip(r['id'], clips, sources, -(r['offset_s'] or 0.0))}</td>"
         f"<td>{_clip(r['probe_id'], clips, sources, r['offset_s'] or 0.0)}</td>"
         f"<td class='n'>{r['score']:.2f}</td><td class='n'>{_offset(r['offset_s'])}</td></tr>"
         for r in mine.head(SHOWN).iter_rows(named=True)
