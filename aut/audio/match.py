@@ -32,7 +32,7 @@ FLIPS = 5  # untrusted signs of an indexed key that are tried both ways
 MIN_TRUSTED = 6  # of a key's 24 signs: fewer say too little to vote
 COMMON = 2048  # postings: a key more frequent than this is a stop word
 DIAGONAL = 4  # offsets closer than this many hops vote together
-CANDIDATES = 12  # proved for each clip of the stream
+CANDIDATES = 12  # proved for each clip of the stream, or one a second where it is longer: it may hold that many others
 RATES = (1.0, 0.98, 1.02)  # playing speeds tried
 GIVE_UP = 0.05  # at normal speed: a chance vote scores less, a copy 2 % off still 0.1
 COARSE = (-2, 0, 2)  # hops around the voted offset; the best is refined by one
@@ -94,6 +94,11 @@ def _flipped(
     return (pair >> np.uint64(32)).astype(np.uint32), (pair & np.uint64(0xFFFFFFFF)).astype(np.int32)
 
 
+def proved(words: Words) -> int:
+    """How many candidates of a clip are proved: an hour may hold every clip of a set, ten seconds hold few."""
+    return max(CANDIDATES, math.ceil(len(words) * HOP_S))
+
+
 @dataclass(frozen=True, slots=True)
 class Postings:
     """Where each key occurs: three columns sorted by key."""
@@ -108,7 +113,7 @@ class Postings:
         return int(self.key.nbytes + self.clip.nbytes + self.frame.nbytes)
 
     def candidates(self, words: Words, flips: int = 0) -> NDArray[np.int64]:
-        """[up to CANDIDATES, (indexed clip, frame of `words`, frame of the indexed clip)], most voted first."""
+        """[up to `proved`, (indexed clip, frame of `words`, frame of the indexed clip)], most voted first."""
         key, at = keys(words, flips, self.one_in)
         low, high = np.searchsorted(self.key, key, "left"), np.searchsorted(self.key, key, "right")
         count = high - low
@@ -123,7 +128,7 @@ class Postings:
         order = np.argsort(cell, kind="stable")
         starts = np.flatnonzero(np.diff(cell[order], prepend=-1))
         votes = np.diff(starts, append=total)
-        top = np.argsort(-votes, kind="stable")[:CANDIDATES]
+        top = np.argsort(-votes, kind="stable")[: proved(words)]
         middle = order[starts[top] + votes[top] // 2]
         return np.stack([clip[middle], mine[middle], frame[middle]], axis=1)
 

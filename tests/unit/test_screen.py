@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,14 @@ def test_distinct_sounds_do_not_match(index: Index) -> None:
 def test_the_offset_says_where_the_copy_starts(index: Index) -> None:
     found = index.matches(fingerprint(sound(7)[24_000:64_000]), THRESHOLD, MIN_MATCH_S)
     assert found[0].offset_s == pytest.approx(1.5, abs=HOP_S)
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(20, 5.0), (40, 2.0)])
+def test_a_long_clip_is_tied_to_every_clip_that_it_holds(count: int, seconds: float) -> None:
+    clips = [sound(seed, seconds) for seed in range(count)]
+    index = Index([fingerprint(x) for x in clips + [sound(seed, seconds) for seed in range(200, 240)]])
+    found = index.matches(fingerprint(np.concatenate(clips)), THRESHOLD, MIN_MATCH_S)
+    assert {m.probe for m in found} == set(range(count))
 
 
 def test_digital_silence_and_padding_match_nothing() -> None:
@@ -244,6 +253,21 @@ def test_a_name_from_outside_is_escaped(tmp_path: Path, monkeypatch: pytest.Monk
     assert "href='javascript" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert str(tmp_path) not in page
+
+
+def test_both_links_play_from_where_the_clips_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
+    layout = Layout(tmp_path / "copy")
+    inner = np.concatenate([sound(300, 7.0), sound(1), sound(301, 3.0)])
+    write_source(layout, "esc", SOURCES["esc"], {"short": sound(1), "long": sound(2, 12.0)})
+    write_source(layout, "pool_a", SOURCES["pool_a"], {"holds": inner, "within": sound(2, 12.0)[64_000:144_000]})
+    named = {n: SOURCES[n] for n in ("esc", "pool_a")}
+    screen(params_of(named, **settings(gates=["acoustic"], max_flagged_fraction=1.0)), layout, Silent())
+    page = (layout.screen / "report.html").read_text()
+    starts = dict(re.findall(r"audio/(\w+)\.wav(?:#t=([\d.]+))?' data-path", page))
+    assert {name: float(at or 0) for name, at in starts.items()} == {
+        "holds": pytest.approx(7.0, abs=2 * HOP_S), "short": 0.0, "within": 0.0, "long": pytest.approx(4.0, abs=2 * HOP_S)
+    }  # fmt: skip
 
 
 def test_missing_and_mismatched_inputs_say_what_to_run(layout: Layout) -> None:
