@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from aut.errors import Busy, DataError, MissingInput
+from aut.errors import AutError, Busy, DataError, MissingInput
 
 DIGEST_BYTES = 16
 
@@ -156,6 +157,25 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         f.write(str(os.getpid()))
         f.flush()
         yield
+
+
+def no_room(error: BaseException, folders: Iterable[Path]) -> AutError | None:
+    """What to say where a disk or a quota was full, by any library's error; None where it was not.
+
+    `folders` are those that may have been written to: few errors of a write name a file, so the fullest is named.
+    """
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and "No space left on device" not in str(error):  # polars and safetensors keep no number
+        return None
+    named = getattr(error, "filename", None)
+    known = [Path(os.fsdecode(named)).absolute()] if isinstance(named, str | bytes) else [p.absolute() for p in folders]
+    there = {next(p for p in (folder, *folder.parents) if p.is_dir()) for folder in known}
+    free, folder = min((shutil.disk_usage(p).free, p) for p in there)
+    return AutError(
+        f"no room left to write in {folder}, {free / 1e6:,.0f} MB are free there now",
+        "make room and run it again: finished work is kept; "
+        "outputs that DVC removed before the stage ran come back with `dvc checkout`",
+    )
 
 
 def tail_lines(path: Path, count: int) -> Iterable[str]:

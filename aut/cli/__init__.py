@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -56,9 +57,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
-    except Exception as error:  # a mistake of ours: still one sentence, and where to find more
+    except Exception as error:
         if os.environ.get("AUT_DEBUG"):
             raise
+        if full := _no_room(error):
+            typer.echo(f"aut: {full}", err=True)
+            sys.exit(full.code)
+        # a mistake of ours: still one sentence, and where to find more
         if "DVC_STAGE" in os.environ:  # a stage's output goes to a log, where the traceback is wanted
             traceback.print_exc()
         typer.echo(f"aut: unexpected {type(error).__name__}: {error} (--debug shows the traceback)", err=True)
@@ -66,3 +71,13 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("aut: stopped", err=True)
         sys.exit(130)
+
+
+def _no_room(error: Exception) -> AutError | None:
+    """A full disk is nobody's mistake, whichever verb met it. Exit code 1: the flow tries such a stage again."""
+    import tempfile
+
+    from aut.files import no_room
+
+    folders = [Path.cwd(), Path(os.environ.get("AUT_WORK") or ".aut"), Path(tempfile.gettempdir())]
+    return no_room(error, folders)

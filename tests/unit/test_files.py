@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aut.errors import Busy, DataError, MissingInput
-from aut.files import digest_bytes, digest_tree, locked, read_json, replacing, write_bytes, write_json
+from aut.files import digest_bytes, digest_tree, locked, no_room, read_json, replacing, write_bytes, write_json
 
 
 @given(st.lists(st.binary(max_size=8), max_size=4), st.lists(st.binary(max_size=8), max_size=4))
@@ -105,3 +106,34 @@ def test_broken_json_names_the_file(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(DataError, match=r"x\.json is not JSON"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(122, "Disk quota exceeded"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_with_what_is_free(tmp_path, error):
+    said = no_room(error, [tmp_path / "not/there/yet"])
+    assert said is not None
+    assert f"no room left to write in {tmp_path}, " in str(said)
+    assert "MB are free" in str(said)
+    assert "dvc checkout" in str(said)
+
+
+def test_the_file_that_an_error_names_tells_the_disk(tmp_path):
+    said = no_room(OSError(28, "No space left on device", str(tmp_path / "part.parquet")), [Path("/")])
+    assert f"in {tmp_path}," in str(said)
+    assert no_room(OSError(13, "Permission denied"), [tmp_path]) is None
+
+
+def test_every_verb_says_so(tmp_path):
+    code = "import aut.cli as c, aut.cli.stages as s\ndef full(*a, **k): raise OSError(28, 'No space left on device')\n"
+    code += "s.run_stage = full\nimport sys\nsys.argv = ['aut', 'mixture']\nc.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("aut: no room left to write in ")
+    assert "unexpected" not in done.stderr
