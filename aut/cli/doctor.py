@@ -13,6 +13,7 @@ import typer
 
 from aut.cli.findings import Finding
 from aut.cli.services import mlflow_findings, prefect_findings, serve_findings
+from aut.errors import AutError
 from aut.layout import Layout
 
 MIN_FREE_GB = 5.0
@@ -79,11 +80,15 @@ def _remote() -> Finding:
 
 def _tracking() -> Finding:
     from aut.edges import tracking
+    from aut.edges.store import plain
 
     layout = _checkout()
     uri = tracking.resolve_uri(tracking.embedded_uri(layout))
+    if uri.startswith("http") and plain(uri) != uri:
+        login = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        return Finding("MLflow", "wrong", f"the address {plain(uri)} holds a login", login)
     tracking.ready(uri, layout)
-    return Finding("MLflow", "ok", uri)
+    return Finding("MLflow", "ok", plain(uri))
 
 
 def _checkout() -> Layout:
@@ -111,6 +116,8 @@ def findings() -> Iterator[Finding]:
         try:
             found = check()
             yield from [found] if isinstance(found, Finding) else found
+        except AutError as error:
+            yield Finding(check.__name__.strip("_"), "wrong", error.what, error.remedy)
         except Exception as error:  # the doctor reports, it does not fall ill
             yield Finding(check.__name__.strip("_"), "wrong", str(error), "")
 

@@ -56,6 +56,15 @@ def test_what_serves_starts_again_and_what_runs_once_does_not(service):
     assert s["restart"] in (("no", "on-failure:3") if name in ONCE else ("unless-stopped",))
 
 
+def test_a_worker_knows_where_every_service_is():
+    """Else its `aut doctor` skips one in silence."""
+    for name in ("worker-cpu", "worker-gpu"):
+        told = SERVICES[name]["environment"]
+        assert told["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+        assert told["PREFECT_API_URL"] == "http://prefect:4200/api"
+        assert told["AUT_SERVE_URL"] == "http://serve:8080"
+
+
 def test_services_wait_until_what_they_need_is_healthy_or_done(service):
     for needed, how in service[1].get("depends_on", {}).items():
         assert how["condition"] == ("service_completed_successfully" if needed in ONCE else "service_healthy")
