@@ -57,16 +57,23 @@ class Audio:
     duration_s: float
 
 
-def decode(data: Path | bytes, start_s: float = 0.0, length_s: float | None = None, max_s: float = 3600.0) -> Audio:
+def decode(
+    data: Path | bytes,
+    start_s: float = 0.0,
+    length_s: float | None = None,
+    max_s: float = 3600.0,
+    max_samples: int | None = None,
+) -> Audio:
     """Decodes a file or bytes, or `length_s` seconds from `start_s` on. Raises Unreadable.
 
     Channels are averaged, the rate converted by soxr HQ. A cut that ends after the file's end is shortened to it.
-    `max_s` limits what is decoded, not the file that a cut is taken from.
+    `max_s` and `max_samples` (over all channels: what decoding costs) limit what is decoded, not the file that a cut is
+    taken from.
     """
     if isinstance(data, bytes):
-        return _decode(io.BytesIO(data), len(data), start_s, length_s, max_s)
+        return _decode(io.BytesIO(data), len(data), start_s, length_s, max_s, max_samples)
     with _open(data) as (file, size):
-        return _decode(file, size, start_s, length_s, max_s)
+        return _decode(file, size, start_s, length_s, max_s, max_samples)
 
 
 def read_clip(root: Path, row: Mapping[str, Any], max_s: float = 30.0) -> NDArray[np.float32]:
@@ -115,7 +122,9 @@ class _open:  # noqa: N801 - reads as a verb
         self._file.close()
 
 
-def _decode(file: BinaryIO, size: int, start_s: float, length_s: float | None, max_s: float) -> Audio:
+def _decode(
+    file: BinaryIO, size: int, start_s: float, length_s: float | None, max_s: float, max_samples: int | None
+) -> Audio:
     if size == 0:
         raise Unreadable("empty", "0 bytes")
     _check_container(file, size)
@@ -125,6 +134,8 @@ def _decode(file: BinaryIO, size: int, start_s: float, length_s: float | None, m
     try:
         with soundfile.SoundFile(handle, closefd=False) as sound:
             first, frames = _span(sound, start_s, length_s, max_s)
+            if max_samples is not None and (samples := frames * sound.channels) > max_samples:
+                raise Unreadable("too_large", f"{samples:,} samples over all channels, the limit is {max_samples:,}")
             if first:
                 sound.seek(first)
             pcm_T, read = _read(sound, frames)

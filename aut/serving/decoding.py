@@ -2,7 +2,8 @@
 
 In    the bytes of a file
 Out   mono samples at the encoder's rate and seconds; or waveform and log-mel for a picture (features.py)
-Why   hostile bytes meet libsndfile where a crash costs one request and 15 ms, and a decoder that does not end is ended
+Why   hostile bytes meet libsndfile where a crash costs one request and 15 ms, and a decoder that does not end is ended.
+      What decoding costs is samples over all channels, not seconds: these are limited by the header, too
 Price the bytes cross to another process, and the samples back: 0.2 ms for a clip of 5 s
 """
 
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aut.audio.decode import Unreadable, decode
+from aut.audio.decode import ONE_GO, Unreadable, decode
 from aut.serving.limits import Refused
 from aut.serving.workers import Crew, Failed, Handler, Head, Lost
 from aut.units import RATE_HZ
 
 Array = NDArray[np.float32]
-MEMORY = 2 << 30  # bytes a decoder may allocate: 300 s of 64 channels at 192 kHz are read in blocks
+MEMORY = 2 << 30  # bytes a decoder may allocate
+WIDEST = 2 * 48_000  # samples a second of the longest clip: shorter ones may be as much wider
 
 
 class Decoders:
@@ -60,9 +62,10 @@ def opened(max_s: float) -> tuple[Handler, Head]:
 
     torch.set_num_threads(1)
     _limit_memory()
+    max_samples = max(ONE_GO, round(max_s * WIDEST))
 
     def handler(head: Head, parts: list[bytes]) -> tuple[Head, list[Any]]:
-        audio = decode(parts[0], max_s=max_s)
+        audio = decode(parts[0], max_s=max_s, max_samples=max_samples)
         if head["op"] == "heard":
             from aut.serving.features import heard
 

@@ -8,11 +8,14 @@ Why   everything is bounded before it is allocated: bytes, clips, seconds, waiti
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +100,20 @@ class Slots:
                 self._patience_s = PATIENCE * float(np.quantile(self._alone, 0.99))
         finally:
             self.clips -= clips
+
+    def busy_until(self, work: Future[Any]) -> None:
+        """A slot for work that goes on after its request was answered, until it ends."""
+        loop = asyncio.get_running_loop()
+        self.clips += 1
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has closed: nobody counts any more
+                loop.call_soon_threadsafe(self._freed)
+
+        work.add_done_callback(ended)
+
+    def _freed(self) -> None:
+        self.clips -= 1
 
     def take_bytes(self, count: int) -> None:
         """Counts bytes of a body; the caller gives them back. Refused 429 where memory for bodies is used up."""

@@ -12,10 +12,11 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,18 +102,45 @@ class Service:
     async def heard(self, file: bytes) -> dict[str, Any]:
         """Waveform and log-mel of a file, for a picture. Refused 422."""
         with self.slots.hold(1):
-            return await self._in_thread(self.decoders.heard, file, self.limits.request_s)
+            calls = self._each([(self.decoders.heard, file, self.limits.request_s)])
+            (told,) = [answer async for answer in calls]
+        return cast(dict[str, Any], told)
 
     async def _decoded(self, files: Sequence[bytes], rate_hz: int) -> tuple[list[Array], list[float]]:
-        """Each file as mono samples, and its seconds. Refused 422 with the reason of the first that cannot be read."""
-        asked = (self._in_thread(self._decode, data, i, rate_hz) for i, data in enumerate(files))
-        clips, seconds = zip(*await asyncio.gather(*asked), strict=True)
-        if sum(seconds) > (limit := self.limits.audio_s):
-            raise Refused(413, "too_long", f"{sum(seconds):.0f} s of audio, the limit of a request is {limit:g} s")
-        return list(clips), list(seconds)
+        """Each file as mono samples, and its seconds. Refused: 422 with the reason of one that cannot be read, 413 as
+        soon as what is decoded passes the limit of a request: the rest is not decoded."""
+        clips: dict[int, tuple[Array, float]] = {}
+        total, limit = 0.0, self.limits.audio_s
+        asked = [(self._numbered, data, i, rate_hz) for i, data in enumerate(files)]
+        async with aclosing(self._each(asked)) as decoded:
+            async for position, clip, seconds in decoded:
+                clips[position] = clip, seconds
+                total += seconds
+                if total > limit:
+                    told = f"at least {total:.0f} s of audio, the limit of a request is {limit:g} s"
+                    raise Refused(413, "too_long", told)
+        return [clips[i][0] for i in range(len(files))], [clips[i][1] for i in range(len(files))]
+
+    def _numbered(self, data: bytes, position: int, rate_hz: int) -> tuple[int, Array, float]:
+        return position, *self._decode(data, position, rate_hz)
 
     def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[Array, float]:
         return self.decoders.decoded(data, position, rate_hz, self.limits.request_s)
+
+    async def _each(self, calls: Sequence[tuple[Any, ...]]) -> AsyncGenerator[Any, None]:
+        """What calls in the decoders' threads return, as they end. When one fails, or nobody waits any more, those not
+        begun are dropped, and those that run keep a slot each until they have ended: the machine is still busy."""
+        begun = [self.threads.submit(*call) for call in calls]
+        waited = [asyncio.wrap_future(future) for future in begun]
+        try:
+            for ended in asyncio.as_completed(waited):
+                yield await ended
+        finally:
+            for future, waiting in zip(begun, waited, strict=True):
+                if not future.cancel() and not future.done():
+                    self.slots.busy_until(future)
+                if not waiting.cancel() and not waiting.cancelled():
+                    waiting.exception()  # seen: of several that failed one is told
 
     def _in_thread(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self.threads, function, *args)

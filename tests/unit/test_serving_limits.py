@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import struct
 import threading
 import time
@@ -98,6 +99,72 @@ def test_each_limit_refuses_before_the_work(version):
     ]  # fmt: skip
     assert calls == []
     assert (held, clips) == (0, 0)
+
+
+def test_a_file_that_fails_drops_the_others_and_those_that_run_keep_their_slots(version):
+    begun, go_on = [], threading.Event()
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), Limits(queue=20), run=slow(0)) as (client, service):
+
+            def decoded(data, position, rate_hz, timeout_s):
+                begun.append(position)
+                if position == 0:
+                    raise Refused(422, "not_audio", "clip 0")
+                go_on.wait(20)
+                return np.zeros(1600, np.float32), 0.1
+
+            service.decoders.decoded = decoded
+            answer = await client.post("/v1/embeddings", json={"input": [""] * 12})
+            held = service.slots.clips
+            await asyncio.sleep(0.1)
+            still = service.slots.clips
+            go_on.set()
+            async with asyncio.timeout(5):
+                while service.slots.clips:
+                    await asyncio.sleep(0.01)
+            return answer, held, still, len(service.decoders._crew.workers)
+
+    answer, held, still, decoders = asyncio.run(ask())
+    assert answer.status_code == 422
+    assert len(begun) <= decoders + 1
+    assert 1 <= held <= decoders
+    assert still == held
+
+
+def test_audio_is_summed_while_it_is_decoded(version):
+    begun = []
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), Limits(audio_s=1.0)) as (client, service):
+
+            def decoded(data, position, rate_hz, timeout_s):
+                begun.append(position)
+                time.sleep(0.02)
+                return np.zeros(16_000, np.float32), 0.6
+
+            service.decoders.decoded = decoded
+            return await client.post("/v1/embeddings", json={"input": [""] * 60})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "too_long")
+    assert len(begun) < 20
+
+
+def test_many_channels_at_a_high_rate_are_refused_by_the_header(version):
+    """20 s of silence, 8 channels at 655 kHz: 105M samples in a small FLAC."""
+    import soundfile
+
+    held = io.BytesIO()
+    with soundfile.SoundFile(held, "w", 655_350, 8, format="FLAC", subtype="PCM_16") as file:
+        for _ in range(20):
+            file.write(np.zeros((655_350, 8), np.int16))
+    wide = file_of(np.zeros((192_000, 8), np.float32), 192_000, "FLAC", "PCM_16")
+    refused, fine = post(version, held.getvalue(), wide)
+    assert refused.status_code == 422
+    assert refused.json()["error"]["reason"] == "too_large"
+    assert "104,856,000 samples" in refused.json()["error"]["message"]
+    assert fine.status_code == 200
 
 
 @pytest.mark.parametrize("address", ["http://localhost/a.wav", "https://a.example/x", "file:///etc/passwd", "s3://b/k"])
