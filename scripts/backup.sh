@@ -2,6 +2,7 @@
 # backup.sh FOLDER: everything that cannot be computed again, from a running platform: three databases, the artifacts, the
 # DVC remote, the secrets. The folder holds passwords: keep it as you keep those. COMPOSE_PROJECT_NAME names another project.
 #
+# While everything runs: `backup save` takes a file that changes under it for no failure, and says which on standard error.
 # Databases first, files second: an artifact without its row is unused, a row without its artifact would be a loss.
 set -eu
 cd "$(dirname "$0")/.."

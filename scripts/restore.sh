@@ -1,5 +1,6 @@
 #!/bin/sh
 # restore.sh FOLDER: a backup into a platform whose volumes are empty (docker compose down --volumes), then starts it.
+# A folder of the host in place of the volume `remote` (AUT_DVC_FOLDER) keeps what it holds and takes what it lacks.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$(cd "${1:?usage: scripts/restore.sh FOLDER}" && pwd)
