@@ -16,6 +16,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,6 +47,10 @@ PART = 50_000  # rows of a part, about: 125 bytes of fingerprint a second make i
 SAMPLE = 16  # every so many rows of a block enter the sample that parts are cut by
 ALONE = 2500  # clips: below, starting workers costs more than it saves, with another stage on the other cores
 QUARANTINE = ["id", "uri", "reason", "detail"]
+ANEW = (
+    "the memory of {} starts anew (its corpus moved, the decoder is another, or changes were accepted), so a file that "
+    "changed under its old name was not seen: compare the index' digest with an earlier run's"
+)
 STALE_S = 14 * 86_400.0  # blocks of a run that nobody has taken up again for so long are removed
 
 
@@ -80,11 +85,15 @@ def index(
     work = _work(params, layout, source)
     _prune(work)
     with locked(work.folder / "lock", f"indexing {source}"):
+        anew = work.contents.begins_anew()
         prepare(work.dataset, work.root, work.options)
         total = _check_ids(work)
         _read(work, total, executor)
         report = _write(work, layout, params, total)
         shutil.rmtree(work.folder / "blocks")
+    if anew:
+        print(f"index: warning: {ANEW.format(source)}", file=sys.stderr)  # noqa: T201
+        track.tags({"index.warning": ANEW.format(source)})
     folder = layout.index(params.sources[source].role, source)
     track.params({f"index.{k}": str(v) for k, v in params.index.model_dump().items()})
     track.dataset(source, report["digest"], report["clips"], folder)
@@ -105,18 +114,21 @@ def _work(params: Params, layout: Layout, source: str) -> Work:
     listed = read_json(inventory)
     key = digest_json([source, s.model_dump(), policy.identity(), listed["digest"], str(root), _code()])
     folder = layout.work / "index"
-    # Other code or another decoder may hear other samples in the same file: then nothing is known yet.
-    same = [source, s.dataset, s.options, str(root), listed.get("edition", 0), _code(), _decoders()]
+    # Another decoder may hear other samples in the same file: then nothing is known yet. Other options, limits or
+    # adapters leave a clip its id and its sound, or what they change is to be seen.
+    same = [source, s.dataset, str(root), listed.get("edition", 0), _decoder()]
     contents = Contents(folder / f"{source}-{digest_json(same)[:16]}.contents.parquet", source)
     return Work(source, s.dataset, root, s.options, policy, folder / f"{source}-{key[:16]}", contents)
 
 
-def _decoders() -> list[str]:
+def _decoder() -> list[str]:
+    """What decides the samples, and so the content hash, of a file: our decoding and the libraries below it."""
     from importlib.metadata import version
 
     import soundfile
 
-    return [soundfile.__libsndfile_version__, version("soxr"), version("numpy")]
+    code = digest_file(Path(aut.__file__).parent / "audio/decode.py")
+    return [code, soundfile.__libsndfile_version__, version("soxr"), version("numpy")]
 
 
 def _prune(work: Work) -> None:
@@ -234,7 +246,7 @@ def _blocks(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
 def _runner(total: int, executor: Executor | None) -> Iterator[tuple[Executor | None, int]]:
     """(executor or None for this process, blocks in flight)."""
     if executor is not None:
-        yield executor, 2 * (getattr(executor, "_max_workers", None) or 32)
+        yield executor, 2 * _cores(executor)
         return
     workers = min(len(os.sched_getaffinity(0)), -(-total // BLOCK))
     if workers < 2 or total < ALONE:
@@ -242,6 +254,14 @@ def _runner(total: int, executor: Executor | None) -> Iterator[tuple[Executor | 
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
         yield processes, 2 * workers
+
+
+def _cores(executor: Executor) -> int:
+    """Calls that run at once: a pool's workers, a Dask cluster's cores, else a guess."""
+    ncores = getattr(getattr(executor, "_client", None), "ncores", None)
+    if ncores is not None:
+        return max(1, int(sum(ncores().values())))
+    return getattr(executor, "_max_workers", None) or 32
 
 
 # --- sorting, writing ---------------------------------------------------------------------------------------------

@@ -5,19 +5,25 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aut.audio.fingerprint import fingerprint
 from aut.config import Index, Source
 from aut.contracts import INDEX_SCHEMA, Silent
+from aut.datasets import _contents
+from aut.datasets._contents import Contents
 from aut.errors import DataError, GateError, MissingInput
 from aut.files import digest_tree, locked
 from aut.layout import Layout
@@ -190,6 +196,70 @@ def test_a_clip_that_went_and_came_back_is_still_known(make):
     params, layout = make(rows)
     with pytest.raises(DataError, match=r"mine/002\.wav"):
         stage.index(params, layout, Silent(), "mine")
+
+
+def test_a_new_option_does_not_make_index_forget_what_an_id_held(make, capsys):
+    rows = tones(make.corpus, 3)
+    params, layout = make(rows)
+    stage.index(params, layout, Silent(), "mine")
+    soundfile.write(make.corpus / "002.wav", np.full(9000, 0.1), 16_000)
+    params, layout = make(rows, min_s=0.06)
+    params.sources["mine"] = params.sources["mine"].model_copy(
+        update={"options": {"file": "rows.jsonl", "label_kind": "sound"}}
+    )
+    with pytest.raises(DataError, match=r"mine/002\.wav"):
+        stage.index(params, layout, Silent(), "mine")
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_code_of_an_adapter_is_not_the_decoder(make, monkeypatch):
+    params, layout = make(tones(make.corpus, 2))
+    before = stage._work(params, layout, "mine")
+    monkeypatch.setattr(stage, "_code", lambda: ["a comment in another adapter"])
+    after = stage._work(params, layout, "mine")
+    assert after.contents == before.contents
+    assert after.folder != before.folder
+
+
+def test_a_memory_that_begins_anew_is_said(make, monkeypatch, capsys):
+    params, layout = make(tones(make.corpus, 2))
+    stage.index(params, layout, Silent(), "mine")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(stage, "_decoder", lambda: ["another one"])
+    stage.index(params, layout, Silent(), "mine")
+    assert "index: warning: the memory of mine starts anew" in capsys.readouterr().err
+    stage.index(params, layout, Silent(), "mine")
+    assert capsys.readouterr().err == ""
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 60), st.integers(0, 3), min_size=1), min_size=1, max_size=5))
+def test_what_an_id_held_is_known_whatever_batches_it_is_read_in(editions):
+    """Against plain dicts, with batches of three rows in parts of seven."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_contents, "ROWS", 3)
+        contents, known = Contents(Path(name) / "mine.parquet", "mine"), dict[str, str]()
+        for edition in editions:
+            rows = [{"id": f"mine/{i:03d}", "content_hash": f"{sound:08d}"} for i, sound in sorted(edition.items())]
+            parts = [Path(name) / f"part-{at:05d}.parquet" for at in range(0, len(rows), 7)]
+            for at, part in zip(range(0, len(rows), 7), parts, strict=True):
+                pl.DataFrame(rows[at : at + 7]).write_parquet(part)
+            changed = [r["id"] for r in rows if known.get(r["id"], r["content_hash"]) != r["content_hash"]]
+            if changed:
+                with pytest.raises(DataError, match=rf"^{len(changed)} clips of mine .*: {changed[0]} \(was"):
+                    contents.refuse_changed(parts)
+            else:
+                contents.refuse_changed(parts)
+            contents.remember(parts)
+            known |= {r["id"]: r["content_hash"] for r in rows}
+            assert pl.read_parquet(contents.path).rows() == sorted(known.items())
+
+
+def test_as_many_blocks_fly_as_a_cluster_has_cores_for():
+    cluster = SimpleNamespace(_client=SimpleNamespace(ncores=lambda: {"tcp://a": 64, "tcp://b": 64}))
+    with stage._runner(10**6, cluster) as (executor, ahead):
+        assert (executor, ahead) == (cluster, 256)
+    with ThreadPoolExecutor(3) as threads, stage._runner(10**6, threads) as (_, ahead):
+        assert ahead == 6
 
 
 def test_old_blocks_are_pruned_unless_fresh_or_held(make):
