@@ -3,7 +3,8 @@
 A module holds `CARD` and `clips(root, **options) -> Iterator[Clip]` in an order that depends on the corpus only;
 `prepare(root, **options)` where the corpus is generated; `matches(root) -> bool` where a folder can be recognised.
 Files whose names start with an underscore help others. An adapter that meets a row which must not be read lists it
-all the same, as `refused(...)`: it then lands in the quarantine with its reason.
+all the same, as `refused(...)`: it then lands in the quarantine with its reason. Rows of metadata go through `each`
+(_checked.py), which does so for rows of the wrong shape.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from aut.contracts import Clip, Dataset
+from aut.datasets._checked import checked, plain
+from aut.datasets._checked import refused as refused
 from aut.errors import ConfigError, DataError, MissingInput
 
 
@@ -37,7 +40,7 @@ def list_clips(name: str, root: Path, options: Mapping[str, Any]) -> Iterator[Cl
     check_options(name, options)
     if not root.is_dir():
         raise MissingInput(f"the corpus folder {root} is missing", "set AUT_DATA, or mend the source's path in params")
-    return dataset.clips(root, **options)
+    return map(checked, dataset.clips(root, **options))
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -61,11 +64,6 @@ def is_generated(name: str) -> bool:
     return hasattr(open_dataset(name), "prepare")
 
 
-def refused(key: str, uri: str, reason: str, detail: str) -> Clip:
-    """A row that must not be read: `index` quarantines it."""
-    return Clip(key=key, uri=uri, extra={"refused": reason, "detail": detail})
-
-
 def needs(path: Path, what: str) -> Path:
     """`path`, or DataError that names the file which makes the folder a corpus of this layout."""
     if not path.exists():
@@ -76,7 +74,8 @@ def needs(path: Path, what: str) -> Path:
 def columns_of(table: Path, header: Sequence[str] | None, wanted: Iterable[str]) -> None:
     """DataError naming the table and the column that it lacks."""
     if missing := [c for c in wanted if c not in (header or ())]:
-        raise DataError(f"{table} has no column '{missing[0]}'", f"its columns are {', '.join(header or ()) or 'none'}")
+        names = plain(", ".join(header or ()))
+        raise DataError(f"{table} has no column '{missing[0]}'", f"its columns are {names or 'none'}")
 
 
 def choice(option: str, value: Any, known: tuple[Any, ...]) -> None:

@@ -67,6 +67,8 @@ def humanise(label: str) -> str:
 def with_article(label: str) -> str:
     """'acoustic_guitar' -> 'an acoustic guitar'; plurals, gerunds and things without number take none."""
     words = humanise(label)
+    if not words:
+        return ""
     first, last = words.split()[0].lower(), words.split()[-1].lower()
     plural = last.endswith("s") and not last.endswith(("ss", "us", "bass"))
     if plural or last.endswith("ing") or last in NO_ARTICLE:
@@ -82,6 +84,11 @@ def describe(label: str, kind: str, key: str, count: int) -> str:
 
 def fill(templates: Sequence[str], label: str, key: str) -> str:
     """The template that the key's hash picks; {label} and {a_label} (with its article) are filled in."""
-    pick = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % len(templates)
+    pick = pick_of(key, len(templates))
     parts = {"label": humanise(label), "a_label": with_article(label)} if label else {"label": "", "a_label": ""}
     return templates[pick].format(**parts)
+
+
+def pick_of(key: str, count: int) -> int:
+    """A number below `count` that the key alone decides."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "little") % count

@@ -11,13 +11,13 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
 from aut.datasets import columns_of, needs
-from aut.datasets._captions import fill, humanise
+from aut.datasets._captions import fill, humanise, pick_of
 from aut.errors import ConfigError, DataError
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def csv_rows(
     """Rows of a table with a header. DataError names the file and the column it lacks, or the broken line."""
     csv.field_size_limit(CELL)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with needs(path, what).open(newline="", encoding=encoding) as f:
+    with needs(path, what).open(newline="", encoding=encoding, errors="surrogateescape") as f:
         reader = csv.DictReader(f, delimiter=delimiter, quoting=quoting)
         try:
             columns_of(path, reader.fieldnames, wanted)
@@ -49,7 +49,7 @@ def csv_rows(
                 if any(row[c] is None for c in wanted):
                     raise DataError(f"{path}, line {reader.line_num}: too few cells", "download the file again")
                 yield cast(dict[str, str], row)
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             raise DataError(f"{path}, after line {reader.line_num}: {error}", "download the file again") from None
 
 
@@ -63,7 +63,7 @@ def json_lines(path: Path, what: str, wanted: Sequence[str]) -> Iterator[Row]:
                 number += 1
                 if line.strip():
                     yield has_keys(path, json.loads(line), wanted)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, RecursionError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}, line {number}: {error}", "download the file again") from None
 
 
@@ -126,7 +126,7 @@ def in_words(labels: Sequence[str]) -> str:
 
 def one_of(texts: Sequence[str], key: str) -> str:
     """The text that the key's hash picks: the same on every machine."""
-    return texts[int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") % len(texts)]
+    return texts[pick_of(key, len(texts))]
 
 
 def caption_of(labels: Sequence[str], key: str) -> str:
@@ -185,6 +185,8 @@ class _Stream:
             except json.JSONDecodeError as error:
                 if not self._more():
                     raise self._broken(error.msg) from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+                raise self._broken(str(error)) from None
 
     def _peek(self) -> str:
         """The next character that is no space; '' at the end."""

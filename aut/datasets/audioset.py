@@ -12,11 +12,13 @@ Why   a video that has gone is listed and quarantined as missing: raise index.qu
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
 from aut.datasets import columns_of, needs
+from aut.datasets._checked import each
 from aut.datasets._metadata import caption_of, csv_rows, placed, several
 from aut.errors import DataError
 
@@ -58,29 +60,33 @@ def clips(
     names = {row["mid"]: row["display_name"].split(",")[0] for row in classes}
     for subset in several("subsets", subsets, SUBSETS):
         table = needs(root / f"{subset}_segments.csv", "AudioSet download")
-        for number, (ytid, start, end, mids) in enumerate(_segments(table)):
-            if unknown := [m for m in mids.split(",") if m not in names]:
-                raise DataError(f"{table}: {CLASSES} has no class {unknown[0]}", "download both again")
-            labels = [names[m] for m in mids.split(",")]
-            start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
-            cut = {"start_s": start_ms // 1000, "end_s": end_ms // 1000, "start_ms": start_ms, "end_ms": end_ms}
-            yield Clip(
-                key=ytid,
-                uri=placed("files", files, subset=subset, ytid=ytid, part=number // PART, **cut),
-                text=caption_of(labels, ytid),
-                text_origin="template",
-                label=labels[0] if len(labels) == 1 else None,
-                split=SUBSETS[subset],
-                source_id=ytid,
-                licence=CARD.licence,
-                extra={"youtube_id": ytid, "label_kind": "sound"},
-            )
+        yield from each(table.name, enumerate(_segments(table)), partial(_clip, table, names, subset, files))
+
+
+def _clip(table: Path, names: Mapping[str, str], subset: str, files: str, row: tuple[int, list[str]]) -> Iterator[Clip]:
+    number, (ytid, start, end, mids) = row
+    if unknown := [m for m in mids.split(",") if m not in names]:
+        raise DataError(f"{table}: {CLASSES} has no class {unknown[0]}", "download both again")
+    labels = [names[m] for m in mids.split(",")]
+    start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
+    cut = {"start_s": start_ms // 1000, "end_s": end_ms // 1000, "start_ms": start_ms, "end_ms": end_ms}
+    yield Clip(
+        key=ytid,
+        uri=placed("files", files, subset=subset, ytid=ytid, part=number // PART, **cut),
+        text=caption_of(labels, ytid),
+        text_origin="template",
+        label=labels[0] if len(labels) == 1 else None,
+        split=SUBSETS[subset],
+        source_id=ytid,
+        licence=CARD.licence,
+        extra={"youtube_id": ytid, "label_kind": "sound"},
+    )
 
 
 def _segments(table: Path) -> Iterator[list[str]]:
     """Cells of COLUMNS. DataError names a column that the last comment line lacks, or a broken line."""
     header: list[str] = []
-    with table.open(newline="", encoding="utf-8") as f:
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
         reader = csv.reader(f, skipinitialspace=True)
         for row in reader:
             if row and row[0].startswith("#"):

@@ -9,10 +9,12 @@ Why   a clip is listed once, with the caption that its key's hash picks, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
+from aut.datasets._checked import each
 from aut.datasets._metadata import csv_rows, licence_of, one_of, several
 
 CARD = Card(
@@ -47,19 +49,26 @@ def clips(root: Path, splits: Sequence[str] = ("train",), every: bool = False, a
         columns = ("file_name", "sound_id", "license")
         table = csv_rows(root / f"clotho_metadata_{part}.csv", WHAT, columns, encoding="iso-8859-1")
         facts = {row["file_name"]: (row["sound_id"], licence_of(row["license"])) for row in table}
-        for row in csv_rows(root / f"clotho_captions_{part}.csv", WHAT, ("file_name", *CAPTIONS)):
-            name = row["file_name"]
-            sound_id, licence = facts.get(name, ("", ""))
-            key = f"{part}/{name.removesuffix('.wav')}"
-            captions = [row[c] for c in CAPTIONS]
-            for number, text in enumerate(captions if every else [one_of(captions, key)], start=1):
-                yield Clip(
-                    key=f"{key}#{number}" if every else key,
-                    uri=f"{audio}/{part}/{name}" if audio else f"{part}/{name}",
-                    text=text,
-                    text_origin="human",
-                    split=split,
-                    source_id=sound_id if sound_id.isdigit() else name,
-                    licence=licence or "not stated",
-                    extra={"freesound_id": sound_id} if sound_id.isdigit() else {},
-                )
+        captions = root / f"clotho_captions_{part}.csv"
+        rows = csv_rows(captions, WHAT, ("file_name", *CAPTIONS))
+        yield from each(captions.name, rows, partial(_clips, facts, split, every, audio))
+
+
+def _clips(
+    facts: Mapping[str, tuple[str, str]], split: str, every: bool, audio: str, row: Mapping[str, str]
+) -> Iterator[Clip]:
+    part, name = SPLITS[split], row["file_name"]
+    sound_id, licence = facts.get(name, ("", ""))
+    key = f"{part}/{name.removesuffix('.wav')}"
+    captions = [row[c] for c in CAPTIONS]
+    for number, text in enumerate(captions if every else [one_of(captions, key)], start=1):
+        yield Clip(
+            key=f"{key}#{number}" if every else key,
+            uri=f"{audio}/{part}/{name}" if audio else f"{part}/{name}",
+            text=text,
+            text_origin="human",
+            split=split,
+            source_id=sound_id if sound_id.isdigit() else name,
+            licence=licence or "not stated",
+            extra={"freesound_id": sound_id} if sound_id.isdigit() else {},
+        )

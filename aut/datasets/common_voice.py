@@ -11,9 +11,11 @@ Why   quotation marks in the TSV are part of the sentence, no quoting: a CSV rea
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
+from aut.datasets._checked import each
 from aut.datasets._metadata import csv_rows, several
 from aut.errors import DataError
 
@@ -50,14 +52,16 @@ def clips(
         if validated and split == "train":
             lists = [csv_rows(home / name, WHAT, COLUMNS, "\t", quoted=False) for name in ("dev.tsv", "test.tsv")]
             table, held_out = home / "validated.tsv", frozenset(row["client_id"] for rows in lists for row in rows)
-        for row in csv_rows(table, WHAT, COLUMNS, "\t", quoted=False):
-            if row["client_id"] not in held_out:
-                yield _clip(row, split, (home / "clips").relative_to(root).as_posix())
+        rows = csv_rows(table, WHAT, COLUMNS, "\t", quoted=False)
+        folder = (home / "clips").relative_to(root).as_posix()
+        yield from each(table.name, rows, partial(_clip, split, folder, held_out))
 
 
-def _clip(row: dict[str, str], split: str, folder: str) -> Clip:
+def _clip(split: str, folder: str, held_out: frozenset[str], row: dict[str, str]) -> Iterator[Clip]:
+    if row["client_id"] in held_out:
+        return
     name = row["path"] if row["path"].endswith(".mp3") else f"{row['path']}.mp3"  # releases 1 and 2 leave it out
-    return Clip(
+    yield Clip(
         key=name.removesuffix(".mp3"),
         uri=f"{folder}/{name}",
         text=row["sentence"],

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import columns_of, needs
+from aut.datasets._checked import each
 
 CARD = Card(
     name="esc50",
@@ -36,18 +39,21 @@ def matches(root: Path) -> bool:
 def clips(root: Path, esc10: bool = False) -> Iterator[Clip]:
     """Rows in the order of esc50.csv; `esc10` keeps the 10-class subset, which is CC BY."""
     table = needs(root / "meta/esc50.csv", "ESC-50 archive")
-    with table.open(newline="") as f:
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
         reader = csv.DictReader(f)
         columns_of(table, reader.fieldnames, (*COLUMNS, *(("esc10",) if esc10 else ())))
-        for row in reader:
-            if esc10 and row["esc10"] != "True":
-                continue
-            yield Clip(
-                key=Path(row["filename"]).stem,
-                uri=f"audio/{row['filename']}",
-                label=row["category"],
-                split=f"fold{row['fold']}",
-                source_id=row["src_file"],
-                licence="CC BY 3.0" if esc10 else CARD.licence,
-                extra={"freesound_id": row["src_file"], "label_kind": "sound"},
-            )
+        yield from each(table.name, reader, partial(_clip, esc10))
+
+
+def _clip(esc10: bool, row: dict[str, Any]) -> Iterator[Clip]:
+    if esc10 and row["esc10"] != "True":
+        return
+    yield Clip(
+        key=Path(row["filename"]).stem,
+        uri=f"audio/{row['filename']}",
+        label=row["category"],
+        split=f"fold{row['fold']}",
+        source_id=row["src_file"],
+        licence="CC BY 3.0" if esc10 else CARD.licence,
+        extra={"freesound_id": row["src_file"], "label_kind": "sound"},
+    )

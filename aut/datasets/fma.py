@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
 from aut.datasets import choice, columns_of, needs
 from aut.datasets._captions import TEMPLATES, fill
+from aut.datasets._checked import each
 from aut.datasets._metadata import CELL, csv_rows, in_words, licence_of, several
 from aut.errors import DataError
 
@@ -50,29 +52,34 @@ def clips(root: Path, size: str = "large", splits: Sequence[str] = ("train",)) -
     names = {SPLITS[s]: s for s in several("splits", splits, SPLITS)}
     genres = csv_rows(root / "fma_metadata/genres.csv", WHAT, ("genre_id", "title"))
     titles = {row["genre_id"]: row["title"] for row in genres}
-    for track, cells in _tracks(root / "fma_metadata/tracks.csv"):
-        split, subset, top, ids, licence, artist = cells
-        if split in names and subset in SIZES.get(size, SIZES["large"]):
-            found = [titles[str(i)] for i in json.loads(ids or "[]") if str(i) in titles]
-            number = f"{int(track):06d}"
-            text = fill(TEMPLATES["genre"], in_words(found), number) if found and not top else None
-            yield Clip(
-                key=number,
-                uri=f"fma_{size}/{number[:3]}/{number}.mp3",
-                text=text,
-                text_origin="none" if text is None else "template",
-                label=top or None,
-                split=names[split],
-                source_id=f"artist-{artist}",
-                licence=licence_of(licence) or "not stated",
-                extra={"label_kind": "genre"},
-            )
+    table = root / "fma_metadata/tracks.csv"
+    yield from each(table.name, _tracks(table), partial(_clip, size, names, titles))
+
+
+def _clip(size: str, names: Mapping[str, str], titles: Mapping[str, str], row: tuple[str, list[str]]) -> Iterator[Clip]:
+    track, (split, subset, top, ids, licence, artist) = row
+    if split not in names or subset not in SIZES.get(size, SIZES["large"]):
+        return
+    found = [titles[str(i)] for i in json.loads(ids or "[]") if str(i) in titles]
+    number = f"{int(track):06d}"
+    text = fill(TEMPLATES["genre"], in_words(found), number) if found and not top else None
+    yield Clip(
+        key=number,
+        uri=f"fma_{size}/{number[:3]}/{number}.mp3",
+        text=text,
+        text_origin="none" if text is None else "template",
+        label=top or None,
+        split=names[split],
+        source_id=f"artist-{artist}",
+        licence=licence_of(licence) or "not stated",
+        extra={"label_kind": "genre"},
+    )
 
 
 def _tracks(table: Path) -> Iterator[tuple[str, list[str]]]:
     """(track id, cells of COLUMNS)."""
     csv.field_size_limit(CELL)
-    with needs(table, WHAT).open(newline="", encoding="utf-8") as f:
+    with needs(table, WHAT).open(newline="", encoding="utf-8", errors="surrogateescape") as f:
         reader = csv.reader(f)
         groups, names = next(reader, []), next(reader, [])
         header = [f"{group}.{name}" for group, name in zip(groups, names, strict=False)]

@@ -11,10 +11,13 @@ Why   dev.csv carries the ancestors of each label as well (Guitar, Musical_instr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aut.contracts import Card, Clip
+from aut.datasets._checked import each
 from aut.datasets._metadata import caption_of, csv_rows, json_members, licence_of, several
 
 CARD = Card(
@@ -44,18 +47,26 @@ def clips(root: Path, splits: Sequence[str] = ("train",)) -> Iterator[Clip]:
     for part in dict.fromkeys(SPLITS[s] for s in chosen):
         metadata = root / "FSD50K.metadata"
         infos = json_members(metadata / f"{part}_clips_info_FSD50K.json", WHAT, ("license",))
-        licences = {fname: licence_of(info["license"]) for fname, info in infos}
+        licences = {fname: info["license"] for fname, info in infos}
         told = _labels(metadata / f"collection/collection_{part}.csv")
         columns = ("fname", "labels", *(("split",) if part == "dev" else ()))
-        for row in csv_rows(root / f"FSD50K.ground_truth/{part}.csv", WHAT, columns):
-            split = {"train": "train", "val": "validation"}.get(row["split"], "") if part == "dev" else "test"
-            if split in chosen:
-                labels = told.get(row["fname"]) or row["labels"].split(",")
-                yield _clip(row["fname"], part, split, labels, licences.get(row["fname"], ""))
+        table = root / f"FSD50K.ground_truth/{part}.csv"
+        yield from each(table.name, csv_rows(table, WHAT, columns), partial(_clip, part, chosen, told, licences))
 
 
-def _clip(fname: str, part: str, split: str, labels: list[str], licence: str) -> Clip:
-    return Clip(
+def _clip(
+    part: str,
+    chosen: Sequence[str],
+    told: Mapping[str, list[str]],
+    licences: Mapping[str, Any],
+    row: Mapping[str, str],
+) -> Iterator[Clip]:
+    fname = row["fname"]
+    split = {"train": "train", "val": "validation"}.get(row["split"], "") if part == "dev" else "test"
+    if split not in chosen:
+        return
+    labels = told.get(fname) or row["labels"].split(",")
+    yield Clip(
         key=fname,
         uri=f"FSD50K.{part}_audio/{fname}.wav",
         text=caption_of(labels, fname),
@@ -63,7 +74,7 @@ def _clip(fname: str, part: str, split: str, labels: list[str], licence: str) ->
         label=labels[0] if len(labels) == 1 else None,
         split=split,
         source_id=fname,
-        licence=licence or "not stated",
+        licence=licence_of(licences.get(fname, "")) or "not stated",
         extra={"freesound_id": fname, "label_kind": "sound"},
     )
 

@@ -12,12 +12,14 @@ Why   subsets are tags such as "{XL}", nested: {XL} holds {L} and so on; "{DEV}"
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import choice, columns_of, refused
+from aut.datasets._checked import each
 from aut.datasets._metadata import json_array, several
 
 CARD = Card(
@@ -52,21 +54,30 @@ def clips(root: Path, subset: str = "xl", splits: Sequence[str] = ("train",), lo
     choice("subset", subset, SUBSETS)
     tags = {SPLITS[s] or f"{{{subset.upper()}}}": s for s in several("splits", splits, SPLITS)}
     table = root / "GigaSpeech.json"
-    for audio in json_array(table, "GigaSpeech download", "audios", ("aid", "path", "source", "segments")):
-        for segment in audio["segments"]:
-            columns_of(table, list(segment), SEGMENT)
-            if split := next((s for tag, s in tags.items() if tag in segment["subsets"]), None):
-                yield _segment(audio, segment, split, lower)
+    audios = json_array(table, "GigaSpeech download", "audios", ("aid", "path", "source", "segments"))
+    yield from each(table.name, enumerate(audios, start=1), partial(_audio, table, tags, lower))
 
 
-def _segment(audio: dict[str, Any], segment: dict[str, Any], split: str, lower: bool) -> Clip:
+def _audio(table: Path, tags: Mapping[str, str], lower: bool, row: tuple[int, dict[str, Any]]) -> Iterator[Clip]:
+    number, audio = row
+    yield from each(table.name, audio["segments"], partial(_segment, table, tags, lower, audio), f"{number}.")
+
+
+def _segment(
+    table: Path, tags: Mapping[str, str], lower: bool, audio: Mapping[str, Any], segment: dict[str, Any]
+) -> Iterator[Clip]:
+    columns_of(table, list(segment), SEGMENT)
+    split = next((s for tag, s in tags.items() if tag in segment["subsets"]), None)
+    if split is None:
+        return
     key, text = segment["sid"], segment["text_tn"]
     if any(tag in text for tag in NO_SPEECH):
-        return refused(key, audio["path"], "no_speech", f"the transcript is tagged {text}")
+        yield refused(key, audio["path"], "no_speech", f"the transcript is tagged {text}")
+        return
     for tag, mark in MARKS.items():
         text = text.replace(tag, mark)
     video = re.search(r"(?:[?&]v=|youtu\.be/)([\w-]{11})", audio.get("url") or "")
-    return Clip(
+    yield Clip(
         key=key,
         uri=audio["path"],
         text=text.strip().lower() if lower else text.strip(),

@@ -12,13 +12,14 @@ Why   the manifests hard-code the audio's folder as download/librilight: options
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import refused
+from aut.datasets._checked import each
 from aut.datasets._metadata import json_lines, several
-from aut.errors import DataError
 
 CARD = Card(
     name="libriheavy",
@@ -54,20 +55,18 @@ def clips(
     for subset in several("subsets", subsets, SUBSETS):
         name = f"libriheavy_cuts_{subset}.jsonl.gz"
         table = next((p for f in FOLDERS if (p := root / f / name).is_file()), root / name)
-        for cut in json_lines(table, "Libriheavy download", ("id", "start", "duration", "recording", "supervisions")):
-            try:
-                yield _cut(cut, SUBSETS[subset], audio)
-            except (KeyError, IndexError, TypeError) as error:
-                raise DataError(f"{table}, cut {cut['id']}: no {error}", "download the manifest again") from None
+        cuts = json_lines(table, "Libriheavy download", ("id", "start", "duration", "recording", "supervisions"))
+        yield from each(table.name, cuts, partial(_cut, SUBSETS[subset], audio))
 
 
-def _cut(cut: dict[str, Any], split: str, audio: str) -> Clip:
+def _cut(split: str, audio: str, cut: dict[str, Any]) -> Iterator[Clip]:
     source = cut["recording"]["sources"][0]["source"]
     if not source.startswith(HARD_CODED):
-        return refused(cut["id"], source, "unsafe_path", f"the recording lies outside {HARD_CODED}")
+        yield refused(cut["id"], source, "unsafe_path", f"the recording lies outside {HARD_CODED}")
+        return
     spoken = cut["supervisions"][0]
     texts = (spoken.get("custom") or {}).get("texts")
-    return Clip(
+    yield Clip(
         key=cut["id"],
         uri=f"{audio}/{source.removeprefix(HARD_CODED)}",
         text=texts[0] if texts else spoken["text"],

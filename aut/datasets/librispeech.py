@@ -60,7 +60,7 @@ def clips(root: Path, subsets: list[str] | None = None, lower: bool = True) -> I
 def _chapter(folder: Path, root: Path, split: str, lower: bool) -> Iterator[Clip]:
     speaker = folder.parent.name
     table = folder / f"{speaker}-{folder.name}.trans.txt"
-    lines = table.read_text().splitlines() if table.is_file() else []
+    lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if table.is_file() else []
     texts = dict(line.partition(" ")[::2] for line in lines if line)
     files = {p.stem: p.relative_to(root).as_posix() for p in folder.iterdir() if p.suffix in (".flac", ".wav")}
     for key in sorted(texts.keys() | files.keys()):

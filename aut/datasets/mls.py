@@ -43,7 +43,7 @@ def clips(root: Path, splits: Sequence[str] = ("train",)) -> Iterator[Clip]:
         folder = root / SPLITS[split]
         table = needs(folder / "transcripts.txt", "MLS archive")
         suffix = next((p.suffix for p in audio_files(needs(folder / "audio", "MLS archive"))), ".flac")
-        with table.open(encoding="utf-8") as lines:
+        with table.open(encoding="utf-8", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, start=1):
                 key, tab, text = line.rstrip("\n").partition("\t")
                 speaker, *rest = key.split("_")

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aut.contracts import Card, Clip
+from aut.datasets._checked import each
 from aut.datasets._metadata import json_lines, several
 
 CARD = Card(
@@ -41,19 +44,23 @@ def clips(root: Path, splits: Sequence[str] = ("train",), audio: str = "datashar
     """Rows in the order of the files; `splits` of train, test; `audio` is the folder below root that has data/."""
     seen: Counter[str] = Counter()
     for split in several("splits", splits, SPLITS):
-        for row in json_lines(root / SPLITS[split], "MusicBench download", ("location", "main_caption")):
-            location = row["location"]
-            name = Path(location).stem
-            video = re.match(r"([\w-]{11})(?:_|$)", name)
-            key = location.rpartition(".")[0] or location
-            seen[key] += 1
-            yield Clip(
-                key=key if seen[key] == 1 else f"{key}#{seen[key]}",
-                uri=f"{audio}/{location}" if audio else location,
-                text=row["main_caption"],
-                text_origin="model:chatgpt" if split == "train" else "human",
-                split=split,
-                source_id=video[1] if video else name,
-                licence=CARD.licence,
-                extra={"youtube_id": video[1]} if video else {},
-            )
+        rows = json_lines(root / SPLITS[split], "MusicBench download", ("location", "main_caption"))
+        yield from each(SPLITS[split], rows, partial(_clip, split, audio, seen))
+
+
+def _clip(split: str, audio: str, seen: Counter[str], row: Mapping[str, Any]) -> Iterator[Clip]:
+    location = row["location"]
+    name = Path(location).stem
+    video = re.match(r"([\w-]{11})(?:_|$)", name)
+    key = location.rpartition(".")[0] or location
+    seen[key] += 1
+    yield Clip(
+        key=key if seen[key] == 1 else f"{key}#{seen[key]}",
+        uri=f"{audio}/{location}" if audio else location,
+        text=row["main_caption"],
+        text_origin="model:chatgpt" if split == "train" else "human",
+        split=split,
+        source_id=video[1] if video else name,
+        licence=CARD.licence,
+        extra={"youtube_id": video[1]} if video else {},
+    )

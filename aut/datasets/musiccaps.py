@@ -9,10 +9,12 @@ Why   every clip is an AudioSet clip: `youtube_id` lets the screen see that. Its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
+from aut.datasets._checked import each
 from aut.datasets._metadata import csv_rows, placed, several
 
 CARD = Card(
@@ -40,15 +42,19 @@ def clips(
     """Clips in the table's order; `splits` of train, test; `files` may have the fields ytid, start_s, end_s."""
     chosen = {SPLITS[s]: s for s in several("splits", splits, SPLITS)}
     columns = ("ytid", "start_s", "end_s", "caption", "is_audioset_eval")
-    for row in csv_rows(root / TABLE, "MusicCaps download", columns):
-        if row["is_audioset_eval"] in chosen:
-            yield Clip(
-                key=row["ytid"],
-                uri=placed("files", files, ytid=row["ytid"], start_s=row["start_s"], end_s=row["end_s"]),
-                text=row["caption"],
-                text_origin="human",
-                split=chosen[row["is_audioset_eval"]],
-                source_id=row["ytid"],
-                licence=CARD.licence,
-                extra={"youtube_id": row["ytid"]},
-            )
+    rows = csv_rows(root / TABLE, "MusicCaps download", columns)
+    yield from each(TABLE, rows, partial(_clip, chosen, files))
+
+
+def _clip(chosen: Mapping[str, str], files: str, row: Mapping[str, str]) -> Iterator[Clip]:
+    if row["is_audioset_eval"] in chosen:
+        yield Clip(
+            key=row["ytid"],
+            uri=placed("files", files, ytid=row["ytid"], start_s=row["start_s"], end_s=row["end_s"]),
+            text=row["caption"],
+            text_origin="human",
+            split=chosen[row["is_audioset_eval"]],
+            source_id=row["ytid"],
+            licence=CARD.licence,
+            extra={"youtube_id": row["ytid"]},
+        )

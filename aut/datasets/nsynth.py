@@ -11,11 +11,13 @@ Why   the set has labels, no captions: a caption is put together from instrument
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets._captions import fill, humanise
+from aut.datasets._checked import each
 from aut.datasets._metadata import in_words, json_members, several
 
 CARD = Card(
@@ -44,19 +46,23 @@ def matches(root: Path) -> bool:
 def clips(root: Path, splits: Sequence[str] = ("train",)) -> Iterator[Clip]:
     """Notes in the order of examples.json; `splits` of train, validation, test. `label` is the instrument's family."""
     for split in several("splits", splits, SPLITS):
-        folder = SPLITS[split]
-        for name, note in json_members(root / folder / "examples.json", "NSynth archive", NOTE):
-            yield Clip(
-                key=f"{folder}/{name}",
-                uri=f"{folder}/audio/{name}.wav",
-                text=_caption(name, note),
-                text_origin="template",
-                label=note["instrument_family_str"],
-                split=split,
-                source_id=note["instrument_str"],
-                licence=CARD.licence,
-                extra={"label_kind": "instrument"},
-            )
+        table = f"{SPLITS[split]}/examples.json"
+        yield from each(table, json_members(root / table, "NSynth archive", NOTE), partial(_clip, split))
+
+
+def _clip(split: str, row: tuple[str, dict[str, Any]]) -> Iterator[Clip]:
+    folder, (name, note) = SPLITS[split], row
+    yield Clip(
+        key=f"{folder}/{name}",
+        uri=f"{folder}/audio/{name}.wav",
+        text=_caption(name, note),
+        text_origin="template",
+        label=note["instrument_family_str"],
+        split=split,
+        source_id=note["instrument_str"],
+        licence=CARD.licence,
+        extra={"label_kind": "instrument"},
+    )
 
 
 def _caption(name: str, note: dict[str, Any]) -> str:

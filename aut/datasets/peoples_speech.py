@@ -16,13 +16,15 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import columns_of, refused
+from aut.datasets._checked import each
 from aut.datasets._metadata import has_keys, json_lines, several
 from aut.datasets._tars import Damaged, members
 from aut.errors import DataError
@@ -61,21 +63,28 @@ def clips(root: Path, subsets: Sequence[str] = ("clean", "clean_sa", "dirty", "d
         if not table.is_file() and any(root.glob(f"{subset}/*.parquet")):
             raise DataError(f"{root} holds Parquet", "run python -m aut.datasets.peoples_speech PARQUET_FOLDER OUT")
         places = _Members(root, folder)
-        for document in json_lines(table, "People's Speech download", ("training_data",)):
-            source = document.get("identifier") or document.get("audio_document_id")
-            told = has_keys(table, document["training_data"], ("label", "name"))
-            if not source or len(told["label"]) != len(told["name"]):
-                raise DataError(f"{table} has a document without identifier, or with fewer labels than names")
-            for text, name in zip(told["label"], told["name"], strict=True):
-                yield _clip(subset, source, text, name.removeprefix("./"), places)
+        documents = json_lines(table, "People's Speech download", ("training_data",))
+        yield from each(table.name, enumerate(documents, start=1), partial(_document, table, places))
 
 
-def _clip(subset: str, source: str, text: str, name: str, places: _Members) -> Clip:
+def _document(table: Path, places: _Members, row: tuple[int, Mapping[str, Any]]) -> Iterator[Clip]:
+    number, document = row
+    source = document.get("identifier") or document.get("audio_document_id")
+    told = has_keys(table, document["training_data"], ("label", "name"))
+    if not source or len(told["label"]) != len(told["name"]):
+        raise ValueError("a document without identifier, or with fewer labels than names")
+    pairs = zip(told["label"], told["name"], strict=True)
+    yield from each(table.name, pairs, partial(_clip, table.stem, source, places), f"{number}.")
+
+
+def _clip(subset: str, source: str, places: _Members, row: tuple[str, str]) -> Iterator[Clip]:
+    text, name = row[0], row[1].removeprefix("./")
     key = f"{subset}/{name.removesuffix('.flac')}"
     place = places.find(name)
     if place is None:
-        return refused(key, "", "missing", "; ".join([f"{name} is in none of the tars", *places.damage[:1]]))
-    return Clip(
+        yield refused(key, "", "missing", "; ".join([f"{name} is in none of the tars", *places.damage[:1]]))
+        return
+    yield Clip(
         key=key,
         uri=place[0],
         text=text,
@@ -123,7 +132,8 @@ class _Members:
 def _hash(name: str) -> Any:
     import numpy as np
 
-    return np.uint64(int.from_bytes(blake2b(name.removeprefix("./").encode(), digest_size=8).digest(), "little"))
+    raw = name.removeprefix("./").encode("utf-8", "surrogatepass")  # a member's name need not be UTF-8
+    return np.uint64(int.from_bytes(blake2b(raw, digest_size=8).digest(), "little"))
 
 
 def unpack(parquet: Path, out: Path) -> None:

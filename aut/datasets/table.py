@@ -12,12 +12,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import choice, columns_of, needs, refused
 from aut.datasets._captions import TEMPLATES, fill
+from aut.datasets._checked import each
 from aut.errors import ConfigError, DataError
 
 CARD = Card(
@@ -86,11 +88,15 @@ def clips(
     if "uri" not in mapping:
         raise DataError(f"{path} has no column that names the audio file", "say which in options.columns.uri")
     columns_of(path, header, (*mapping.values(), *(where or {}), *(left for left, _, _ in joined)))
-    for number, row in enumerate(_rows(path), start=1):
+
+    def listed(numbered: tuple[int, Row]) -> Iterator[Clip]:
+        number, row = numbered
         for left, rows, _ in joined:
             row |= rows.get(_cell(row, left) or "", {})
         if all(_cell(row, c) in _values(v) for c, v in (where or {}).items()):
             yield _clip(row, number, mapping, constants or {}, formats or {}, templates, label_kind, audio)
+
+    yield from each(file, enumerate(_rows(path), start=1), listed)
 
 
 def _clip(
@@ -173,14 +179,16 @@ def _joined(root: Path, join: Mapping[str, str]) -> tuple[str, dict[str, Row], l
 
 def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(path).names)
+        with _parquet_file(path) as table:
+            return list(table.schema_arrow.names)
     if path.suffix in (".jsonl", ".json"):  # keys may come and go: those of the first rows count
         first = [row for row, _ in zip(_rows(path), range(100), strict=False)]
         return list(dict.fromkeys(key for row in first for key in row))
-    with path.open(newline="", encoding="utf-8-sig") as f:
-        return next(csv.reader(f, delimiter=_delimiter(path)), [])
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
+        try:
+            return next(csv.reader(f, delimiter=_delimiter(path)), [])
+        except csv.Error as error:
+            raise DataError(f"{path}, line 1: {error}", "mend it") from None
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -199,15 +207,15 @@ def _delimiter(path: Path) -> str:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as f:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         reader = csv.DictReader(f, delimiter=_delimiter(path))
         try:
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} cells")
                 yield dict(row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, after line {reader.line_num}: {error}", "mend it, or save it as UTF-8") from None
+        except csv.Error as error:
+            raise DataError(f"{path}, after line {reader.line_num}: {error}", "mend it") from None
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -217,7 +225,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: {error}", "one JSON object a line") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number} is no JSON object", "one JSON object a line")
@@ -225,8 +233,19 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as table:
+    with _parquet_file(path) as table:
         for batch in table.iter_batches(batch_size=8192):
             yield from batch.to_pylist()
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            yield table
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read as Parquet: {why}", "write it again") from None

@@ -139,7 +139,7 @@ def _facts(kind: str, data: bytes, where: str) -> dict[str, Any]:
             return value if isinstance(value, dict) else {}
         if kind in (".txt", ".cls"):
             return {".text" if kind == ".txt" else ".label": data.decode().strip()}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {".fault": f"{where.rpartition(': ')[2]}: {str(error).splitlines()[0]}"}
     return {}
 

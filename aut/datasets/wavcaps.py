@@ -11,12 +11,15 @@ Why   ids are Freesound's in FreeSound, YouTube's with a Y in front (and .wav be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import needs
+from aut.datasets._checked import each
 from aut.datasets._metadata import has_keys, json_array, placed, several
+from aut.errors import DataError
 from aut.files import read_json
 
 CARD = Card(
@@ -57,27 +60,32 @@ def clips(
     """
     dropped = _dropped(needs(root / blacklist, "WavCaps blacklist")) if blacklist else frozenset()
     for source in several("sources", sources, SOURCES):
-        name, licence = SOURCES[source]
-        for item in json_array(root / "json_files" / name, "WavCaps download", "data", ("id", "caption")):
-            if (source, item["id"]) not in dropped:
-                yield _clip(item, source, licence, files)
+        name, _ = SOURCES[source]
+        items = json_array(root / "json_files" / name, "WavCaps download", "data", ("id", "caption"))
+        yield from each(name, items, partial(_clip, source, files, dropped))
 
 
-def _clip(item: dict[str, Any], source: str, licence: str, files: str) -> Clip:
+def _clip(source: str, files: str, dropped: frozenset[tuple[str, str]], item: dict[str, Any]) -> Iterator[Clip]:
+    if (source, item["id"]) in dropped:
+        return
     name = item["id"].removesuffix(".wav")
     known = {"FreeSound": {"freesound_id": name}, "AudioSet_SL": {"youtube_id": name.removeprefix("Y")}}
     caption = item["caption"]
-    return Clip(
+    yield Clip(
         key=f"{source}/{name}",
         uri=placed("files", files, source=source, id=name),
         text=caption[0] if isinstance(caption, list) else caption,
         text_origin="model:chatgpt",
         source_id=f"{source}/{name}",
-        licence=licence,
+        licence=SOURCES[source][1],
         extra=known.get(source, {}),
     )
 
 
 def _dropped(path: Path) -> frozenset[tuple[str, str]]:
     lists = has_keys(path, read_json(path), ("FreeSound", "AudioSet"))
-    return frozenset((s, i) for s, key in (("FreeSound", "FreeSound"), ("AudioSet_SL", "AudioSet")) for i in lists[key])
+    named = (("FreeSound", "FreeSound"), ("AudioSet_SL", "AudioSet"))
+    try:
+        return frozenset((source, i) for source, key in named for i in lists[key])
+    except TypeError:
+        raise DataError(f"{path} holds no lists of ids", "download the file again") from None

@@ -196,8 +196,14 @@ def test_libriheavy_and_mls_name_what_is_broken(tmp_path):
         list(list_clips("mls", tmp_path, {}))
     with gzip.open(tmp_path / "libriheavy_cuts_small.jsonl.gz", "wt") as f:
         f.write(json.dumps({"id": "a", "start": 0, "duration": 1, "recording": {}, "supervisions": []}))
-    with pytest.raises(DataError, match="cut a: no 'sources'"):
-        list(list_clips("libriheavy", tmp_path, {"subsets": ["small"]}))
+    found = check(tmp_path, "libriheavy", {"subsets": ["small"]})
+    assert found.refused_examples == [
+        (
+            "libriheavy_cuts_small.jsonl.gz#1",
+            "bad_metadata",
+            "libriheavy_cuts_small.jsonl.gz, row 1: KeyError: 'sources'",
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(set(FIXTURES) - {"peoples_speech"}))

@@ -265,9 +265,8 @@ def test_both_links_play_from_where_the_clips_meet(tmp_path: Path, monkeypatch: 
     screen(params_of(named, **settings(gates=["acoustic"], max_flagged_fraction=1.0)), layout, Silent())
     page = (layout.screen / "report.html").read_text()
     starts = dict(re.findall(r"audio/(\w+)\.wav(?:#t=([\d.]+))?' data-path", page))
-    assert {name: float(at or 0) for name, at in starts.items()} == {
-        "holds": pytest.approx(7.0, abs=2 * HOP_S), "short": 0.0, "within": 0.0, "long": pytest.approx(4.0, abs=2 * HOP_S)
-    }  # fmt: skip
+    meet = {"holds": 7.0, "short": 0.0, "within": 0.0, "long": 4.0}
+    assert {name: float(at or 0) for name, at in starts.items()} == pytest.approx(meet, abs=2 * HOP_S)
 
 
 def test_missing_and_mismatched_inputs_say_what_to_run(layout: Layout) -> None:
