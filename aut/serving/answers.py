@@ -2,7 +2,8 @@
 
 In    one [D] vector or [F, D] frames a clip
 Out   a Response; npy and safetensors hold [N, D], or [N, F, D] zero beyond each clip's valid frames
-Why   32 numbers a line of JSON are read by people, 32,000 by nobody: binary costs a tenth of the bytes and time
+Why   32 numbers a line of JSON are read by people, 32,000 by nobody: binary costs a tenth of the bytes and time.
+      Frames are many, and padding makes more of them: the size is looked at before they are computed
 """
 
 from __future__ import annotations
@@ -17,8 +18,28 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from aut.serving.limits import Refused
+
 Format = Literal["json", "npy", "safetensors", "base64"]
 Array = NDArray[np.float32]
+BYTES = {"npy": 4.0, "safetensors": 4.0, "base64": 16 / 3, "json": 22.0}
+"""Of a number; of JSON, the most that a float32 takes as text, which is twice that in memory before it is written."""
+
+
+def check_size(frames: Sequence[int], width: int, form: Format, limit: int) -> None:
+    """Refused 413 where clips of so many frames would make an answer over `limit` bytes."""
+    padded = form in ("npy", "safetensors")
+    rows = len(frames) * max(frames) if padded else sum(frames)
+    size = rows * width * BYTES[form]
+    if size <= limit:
+        return
+    remedy = "fewer or shorter clips, or pool=mean"
+    if form == "json":
+        remedy = f"format=npy, {remedy}"
+    elif padded and sum(frames) * width * BYTES["base64"] <= limit:
+        remedy = f"format=base64, which pads nothing, {remedy}"
+    told = f"{rows:,} frames of {width} numbers{', padded' if padded else ''} are {size / 1e6:,.0f} MB as {form}"
+    raise Refused(413, "answer_too_large", f"{told}, the limit is {limit / 1e6:,.0f} MB: ask for {remedy}")
 
 
 def answer(arrays: Sequence[Array], seconds: Sequence[float], model: str, form: Format) -> Response:

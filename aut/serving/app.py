@@ -8,7 +8,8 @@ Run   `aut serve --model models:/whisper-aut@champion`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Annotated, Any, Literal, cast
@@ -20,13 +21,14 @@ from starlette.responses import Response
 
 from aut import __version__
 from aut.serving import pages
-from aut.serving.answers import Format, answer, dumped
+from aut.serving.answers import Format, answer, check_size, dumped
 from aut.serving.engine import Ask
 from aut.serving.gate import SERVED, Gate
 from aut.serving.intake import Asked, body_of, parse, parse_mlflow
 from aut.serving.limits import Refused
 from aut.serving.openapi import BODIES, CLASSIFIED, EMBEDDED, HEARD, PREDICTED, TABLE
-from aut.serving.service import Answered, Service, unless_gone
+from aut.serving.service import Answered, Check, Service, unless_gone
+from aut.serving.versions import Served
 
 BIG = 1 << 16  # numbers of an answer that is written in a thread
 Pool = Literal["mean", "none"]
@@ -77,7 +79,14 @@ async def embeddings(
     if given.get("encoding_format") == "base64":
         format = "base64"
     ask = Ask(frames=pool == "none", layer=_number(given, "layer", layer, 0, 10_000))
-    done = await _answered(request, asked.files, ask)
+    limit = _service(request).limits.answer_bytes
+
+    def check(served: Served, seconds: Sequence[float]) -> None:
+        if ask.frames:
+            frames = [math.ceil(s / served.encoder.hop_s) + 1 for s in seconds]
+            check_size(frames, served.encoder.width, format, limit)
+
+    done = await _answered(request, asked.files, ask, check)
     arrays = [r["frames" if ask.frames else "valid"] for r in done.results]
     args = (arrays, done.seconds, done.served.pointer.address, format)
     if sum(a.size for a in arrays) > BIG:
@@ -117,7 +126,7 @@ async def invocations(request: Request) -> Response:
     """MLflow's scoring protocol: a table with audio as base64 in the column `audio`."""
     service = _service(request)
     async with body_of(request, service.limits, service.slots) as body:
-        asked = parse_mlflow(body, service.limits)
+        asked = await parse_mlflow(body, service.limits)
     done = await _answered(request, asked.files, Ask())
     return dumped({"predictions": [{"embedding": result["valid"].tolist()} for result in done.results]})
 
@@ -203,8 +212,8 @@ async def _asked(request: Request) -> Asked:
         return await parse(body, request.headers, service.limits)
 
 
-async def _answered(request: Request, files: list[bytes], ask: Ask) -> Answered:
-    done = await unless_gone(request, _service(request).answer(files, ask))
+async def _answered(request: Request, files: list[bytes], ask: Ask, check: Check | None = None) -> Answered:
+    done = await unless_gone(request, _service(request).answer(files, ask, check))
     request.scope[SERVED] = done.served
     return done
 

@@ -32,6 +32,7 @@ class Limits:
     clips: int = 64  # of one request
     clip_s: float = 300.0
     audio_s: float = 600.0  # of one request
+    answer_bytes: int = 80 << 20  # 300 s in frames of the widest encoder, 1,280, fit as float32
     request_s: float = 30.0  # from the first byte to the answer
     queue: int = 128  # clips admitted: being decoded, waiting, or computed
     queue_s: float = 1_800.0  # seconds of decoded audio that wait: 115 MB

@@ -43,6 +43,9 @@ class Answered:
     seconds: list[float]
 
 
+Check = Callable[[Served, Sequence[float]], None]
+
+
 class Service:
     """What a server holds: limits, queue, threads, and the watcher that says which version answers."""
 
@@ -84,8 +87,11 @@ class Service:
         gc.collect()
         gc.freeze()  # modules and weights stay: looking through them for garbage stalls all requests for 150 ms
 
-    async def answer(self, files: Sequence[bytes], ask: Ask) -> Answered:
-        """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline."""
+    async def answer(self, files: Sequence[bytes], ask: Ask, check: Check | None = None) -> Answered:
+        """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline.
+
+        `check` may refuse what the clips' seconds would make, before it is computed.
+        """
         served = self.watcher.served
         _check_layer(ask, served)
         deadline = asyncio.get_running_loop().time() + self.limits.request_s
@@ -93,6 +99,8 @@ class Service:
             try:
                 async with asyncio.timeout_at(deadline):
                     clips, seconds = await self._decoded(files, served.encoder.rate_hz)
+                    if check:
+                        check(served, seconds)
                     results = await self.batcher.submit(clips, ask, served, deadline)
             except TimeoutError:
                 limit = f"no answer within {self.limits.request_s:g} s"

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import struct
 import threading
 import time
@@ -165,6 +166,56 @@ def test_many_channels_at_a_high_rate_are_refused_by_the_header(version):
     assert refused.json()["error"]["reason"] == "too_large"
     assert "104,856,000 samples" in refused.json()["error"]["message"]
     assert fine.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("form", "seconds", "status", "remedy"),
+    [
+        ("npy", [20.0, *[0.1] * 9], 413, "format=base64"),
+        ("safetensors", [20.0, *[0.1] * 9], 413, "format=base64"),
+        ("base64", [20.0, *[0.1] * 9], 200, ""),
+        ("npy", [20.0] * 2, 200, ""),
+        ("json", [20.0], 413, "format=npy"),
+        ("json", [5.0], 200, ""),
+    ],
+)
+def test_frames_that_would_fill_memory_are_refused_before_they_are_computed(version, form, seconds, status, remedy):
+    calls = []
+
+    def run(served, ask, clips):
+        calls.append(clips)
+        return [{"frames": np.zeros((len(c) // 320, served.encoder.width), np.float32)} for c in clips]
+
+    text = [base64.b64encode(file_of(np.zeros(round(s * 16_000)), subtype="PCM_16")).decode() for s in seconds]
+    body = json.dumps({"input": text, "pool": "none", "format": form}).encode()
+    headers = {"Content-Type": "application/json"}
+    (answer,) = post(version, body, limits=Limits(answer_bytes=400_000), headers=headers, run=run)
+    assert answer.status_code == status
+    assert bool(calls) == (status == 200)
+    if remedy:
+        assert answer.json()["error"]["reason"] == "answer_too_large"
+        assert remedy in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/invocations"])
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'{"a":'])
+def test_json_of_many_values_is_refused_before_it_is_parsed(version, path, unit):
+    body = b'{"input":[' + unit * 3_000_000 + b"no JSON"
+    (answer,) = post(version, body, path=path, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "commas" in answer.json()["error"]["message"]
+
+
+def test_long_base64_is_read_aside_and_its_line_breaks_are_dropped(version):
+    """A table as wide as any has, with as many clips as may come."""
+    clip = file_of(sound(0.1), subtype="PCM_16")
+    text = base64.encodebytes(clip).decode()
+    row = [text, *range(20)]
+    table = {"columns": ["audio", *map(str, range(20))], "index": list(range(64)), "data": [row] * 64}
+    body = json.dumps({"dataframe_split": table}).encode()
+    (answer,) = post(version, body, path="/invocations", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+    assert len(answer.json()["predictions"]) == 64
 
 
 @pytest.mark.parametrize("address", ["http://localhost/a.wav", "https://a.example/x", "file:///etc/passwd", "s3://b/k"])
