@@ -161,13 +161,13 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
     made = Layout(tmp_path / "copy")
     probes = {f"p{n}": sound(n) for n in range(6)}
-    write_source(made, "esc", SOURCES["esc"], probes, freesound_id={"p1": "4711"}, youtube_id={"p2": "a-b_c1d2E3f"})
+    write_source(made, "esc", SOURCES["esc"], probes, freesound_id={"p1": "4711"}, youtube_id={"p2": "a-b_c1d2E3c"})
     write_source(made, "words", SOURCES["words"], {f"w{n}": sound(50 + n) for n in range(4)})
     pool = {f"c{n:02d}": sound(100 + n) for n in range(20)}
     pool |= {"noisy": CHANGES["noise"](probes["p0"]), "same": probes["p3"]}
     write_source(
         made, "pool_a", SOURCES["pool_a"], pool, parts=3,
-        freesound_id={"c00": "4711", "c01": "4712"}, uri={"c02": "x/a-b_c1d2E3f_30000_40000.wav"},
+        freesound_id={"c00": "4711", "c01": "4712"}, uri={"c02": "x/a-b_c1d2E3c_30000_40000.wav"},
     )  # fmt: skip
     write_source(made, "pool_b", SOURCES["pool_b"], {f"s{n}": sound(200 + n) for n in range(10)} | {"mp3": sound(52)})
     return made
@@ -287,6 +287,20 @@ def test_missing_and_mismatched_inputs_say_what_to_run(layout: Layout) -> None:
         ("Y--aE2O5G5WE.wav", "youtube:--aE2O5G5WE"),
         ("-0Gj8-vB1q4_30000_40000.flac", "youtube:-0Gj8-vB1q4"),
         ("[-0Gj8-vB1q4]-[30-40].wav", "youtube:-0Gj8-vB1q4"),
+        ("audio/dQw4w9WgXcQ.wav", "youtube:dQw4w9WgXcQ"),
+        ("dQw4w9WgXcQ_30.wav", "youtube:dQw4w9WgXcQ"),
+        ("YdQw4w9WgXcQ_30.000_40.000.wav", "youtube:dQw4w9WgXcQ"),
+        ("A title [dQw4w9WgXcQ].opus", "youtube:dQw4w9WgXcQ"),
+        ("dQw4w9WgXcZ.wav", None),  # no id ends in Z
+        ("hello_world_12.wav", None),
+        ("kitchen-fan_3.wav", None),
+        ("kitchen-sea_3_40.wav", None),
+        ("Yesterday123.wav", None),
+        ("Yesterday100.wav", None),
+        ("Recording10.wav", None),
+        ("MyBigRocks4.wav", None),
+        ("A title [instruments].wav", None),
+        ("4800_100034_000000.flac", None),  # MLS: speaker_book_utterance
         ("train/0001.wav", None),
         ("103-1240-0000.flac", None),  # LibriSpeech: speaker-chapter-utterance
         ("instruments.wav", None),
