@@ -32,7 +32,10 @@ SILENT = timedelta(minutes=2)
 """Four heartbeats of 30 s (job_variables in prefect.yaml; with Prefect's own 180 s every long run would be dead).
 A server restarted within it is no death."""
 STARTS = timedelta(minutes=5)
-AGAIN = 2  # times that a crashed run is started again
+AGAIN = 2  # times that a run which crashed after it had started is started again
+ONCE = timedelta(days=1)
+"""A run is started again once in that time for each count of its starts, 0 among them: Prefect counts a start when the
+run is Running, so that one which its worker loses before would be started again for ever."""
 
 RUN: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
@@ -81,7 +84,7 @@ def automations() -> list[AutomationCore]:
     died = change(StateType.CRASHED, "Crashed", "no heartbeat: its worker is gone")
     stuck = change(StateType.CRASHED, "Crashed", "never started: its worker is gone")
     again = change(StateType.SCHEDULED, "Scheduled", "started again after a crash")
-    counted = ResourceSpecification(RUN | {"prefect.run-count": [str(n) for n in range(1, AGAIN + 1)]})
+    counted = ResourceSpecification(RUN | {"prefect.run-count": [str(n) for n in range(AGAIN + 1)]})
     ours = ResourceSpecification(
         {"prefect.resource.role": "deployment", "prefect.resource.name": ["finetune", "probe"]}
     )
@@ -89,6 +92,7 @@ def automations() -> list[AutomationCore]:
     silent = {"posture": Posture.Proactive, "match": run, **one}
     beat, started = "prefect.flow-run.heartbeat", "prefect.flow-run.Running"
     crashed = {"prefect.flow-run.Crashed"}
+    each_start: dict[str, Any] = {"for_each": {"prefect.resource.id", "prefect.run-count"}, "threshold": 1}
     return [
         AutomationCore(
             name="aut: no heartbeat is a crash",
@@ -104,7 +108,9 @@ def automations() -> list[AutomationCore]:
         ),
         AutomationCore(
             name=f"aut: a crashed run starts again, {AGAIN} times",
-            trigger=EventTrigger(expect=crashed, match=counted, match_related=ours, posture=Posture.Reactive, **one),
+            trigger=EventTrigger(
+                expect=crashed, match=counted, match_related=ours, posture=Posture.Reactive, within=ONCE, **each_start
+            ),
             actions=[again],
         ),
     ]
