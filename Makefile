@@ -28,8 +28,8 @@ bench: setup ## every benchmark, quick
 	@for b in $$(ls benchmarks/*.py | sed 's:.*/::; s:\.py$$::' | grep -v '^_'); do \
 		$(BIN)/python -m benchmarks.$$b --quick || exit 1; done
 
-up: ## start the platform with Docker
-	docker compose up -d --wait
+up: ## start the platform with Docker; images it builds tell the commit (a GPU: COMPOSE_PROFILES=gpu make up)
+	AUT_REVISION=$${AUT_REVISION:-$$(git rev-parse HEAD 2>/dev/null || echo unknown)} docker compose up -d --wait
 
 compose-check: setup ## the platform's files, with or without an engine
 	@$(BIN)/pytest tests/contract/test_compose.py

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from aut.edges.versions import Registry
     from aut.serving.watcher import Source
 
 DEFAULT = "models:/whisper-aut@champion"
@@ -91,7 +92,7 @@ def _source(model: str, alias: str) -> Source:
         raise ConfigError("--model and --alias exclude each other", "give one")
     address = model or (f"models:/whisper-aut@{alias}" if alias else DEFAULT)
     if address.startswith("models:/"):
-        return _registry(address)
+        return _hinted(_registry(address))
     from aut.errors import MissingInput
     from aut.serving.watcher import Folder
 
@@ -101,7 +102,7 @@ def _source(model: str, alias: str) -> Source:
     return Folder(folder)
 
 
-def _registry(address: str) -> Source:
+def _registry(address: str) -> Registry:
     from aut.edges import tracking
     from aut.edges.versions import Registry
     from aut.errors import ConfigError
@@ -115,6 +116,12 @@ def _registry(address: str) -> Source:
         return Registry(uri, address)
     uri = tracking.resolve_uri(tracking.embedded_uri(layout))
     return Registry(uri, address, lambda: None if uri.startswith("http") else tracking.ready(uri, layout))
+
+
+def _hinted(registry: Registry) -> Registry:
+    """With the command that AUT_SERVE_HINT tells where there is no version: a container's people have no `aut`."""
+    registry.command = os.environ.get("AUT_SERVE_HINT") or registry.command
+    return registry
 
 
 def _log() -> None:

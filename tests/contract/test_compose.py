@@ -1,6 +1,8 @@
 """docker-compose.yml and Dockerfile as text: what must hold wherever they are used, with or without an engine."""
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +14,6 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 ONCE = {"init", "migrate", "deploy", "deploy-gpu", "backup"}
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|_KEY")
-FROM_OUTSIDE = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
 @pytest.fixture(params=sorted(SERVICES))
@@ -31,7 +32,7 @@ def test_only_what_people_open_is_published():
 
 def test_secrets_come_from_files(service):
     for name in service[1].get("environment", {}):
-        if SECRET.search(name) and name not in FROM_OUTSIDE:
+        if SECRET.search(name):
             assert name.endswith("_FILE") or name == "PGPASSFILE", f"{service[0]}: {name}"
 
 
@@ -39,7 +40,7 @@ def test_every_variable_is_optional_and_ours():
     text = (ROOT / "docker-compose.yml").read_text()
     for name, default in re.findall(r"(?<!\$)\$\{([A-Z0-9_]+)(:-)?", text):
         assert default, f"{name} has no default"
-        assert name.startswith("AUT_") or name in FROM_OUTSIDE
+        assert name.startswith("AUT_")
 
 
 def test_every_service_is_limited_and_logs_are_rotated(service):
@@ -82,7 +83,7 @@ def test_volumes_are_named_and_corpora_and_checkout_read_only(service):
         if isinstance(volume, dict):
             assert volume["read_only"]
             continue
-        source, target = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[:2]
+        source, target = re.sub(r"\$\{\w+:-([\w/]+)\}", r"\1", volume).split(":")[:2]
         assert source in COMPOSE["volumes"] or volume.endswith(":ro"), volume
         if target in ("/data", "/checkout"):
             assert volume.endswith(":ro")
@@ -119,6 +120,35 @@ def test_no_password_is_written_anywhere():
     for path in ("docker-compose.yml", "Dockerfile", "mlflow/basic_auth.ini", "docker/postgres/databases.sh"):
         text = (ROOT / path).read_text()
         assert not re.search(r"(?i)password\s*[:=]\s*['\"]?[a-z0-9]{4,}", text.replace("/secrets", "")), path
+
+
+def test_keys_of_a_bucket_are_a_file_that_need_not_be(service):
+    """Never a variable: `docker inspect` shows those."""
+    environment = service[1].get("environment", {})
+    assert not [name for name in environment if name.startswith("AWS_") and name != "AWS_SHARED_CREDENTIALS_FILE"]
+    if "AWS_SHARED_CREDENTIALS_FILE" in environment:
+        mount = "${AUT_AWS_CREDENTIALS:-/dev/null}:" + environment["AWS_SHARED_CREDENTIALS_FILE"] + ":ro"
+        assert mount in service[1]["volumes"]
+
+
+def test_make_up_tells_the_images_their_commit(tmp_path):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode or not shutil.which("make"):
+        pytest.skip("needs make, in a clone")
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$AUT_REVISION $*"\n')
+    docker.chmod(0o755)
+    env = {k: v for k, v in os.environ.items() if k != "AUT_REVISION"} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["make", "-s", "up"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [head.stdout.strip(), "compose", "up", "-d", "--wait"]
+    for service in SERVICES.values():
+        if "build" in service:
+            assert service["build"]["args"]["REVISION"] == "${AUT_REVISION:-unknown}"
+
+
+def test_serve_without_a_version_tells_what_can_be_typed_on_this_host():
+    """A host with Docker only has no `aut`."""
+    assert SERVICES["serve"]["environment"]["AUT_SERVE_HINT"].startswith("docker compose exec worker-cpu ")
 
 
 def test_compose_takes_the_file():

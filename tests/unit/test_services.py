@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 from aut.cli import doctor, services
+from aut.cli.serve import _source
 from aut.edges import store
 from aut.errors import ConfigError, TrackingError
 from tests.unit.mlflow_server import environment
@@ -195,6 +196,15 @@ def test_no_password_of_an_address_is_told(tmp_path, monkeypatch):
     assert all(f.state == "wrong" and f.remedy and "sesame" not in f.detail + f.remedy for f in found)
 
 
+def test_what_serve_tells_where_there_is_no_version_can_be_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.delenv("AUT_SERVE_HINT", raising=False)
+    assert _source("", "").command.startswith("aut run")
+    monkeypatch.setenv("AUT_SERVE_HINT", "docker compose exec worker-cpu something")
+    assert _source("", "").command == "docker compose exec worker-cpu something"
+
+
 @pytest.mark.slow
 def test_automations(tmp_path):
     """In a process of its own: Prefect's import takes seconds and has warnings of its own."""
@@ -202,7 +212,7 @@ def test_automations(tmp_path):
 from flows.deploy import automations
 silent, stuck, again = automations()
 assert silent.actions[0].state == stuck.actions[0].state == "CRASHED" and again.actions[0].state == "SCHEDULED"
-assert again.trigger.match["prefect.run-count"] == ["1", "2"]
+assert again.trigger.match["prefect.run-count"] == ["0", "1", "2"]
 """
     env = environment(PREFECT_HOME=str(tmp_path), PREFECT_LOGGING_LEVEL="CRITICAL")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
