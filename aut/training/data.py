@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from aut.audio.decode import Unreadable, read_clip
 from aut.errors import DataError
 from aut.training.plan import Plan
 from aut.training.tokenizer import Targets
-from aut.units import DOMAINS, RATE_HZ
+from aut.units import DOMAINS, RATE_HZ, WINDOW_S
 
 if TYPE_CHECKING:
     from aut.training.kept import Kept
@@ -121,6 +121,14 @@ def collate(examples: Sequence[Example]) -> Micro:
     return Micro(x_BT, n_B, ids_BL, targets_BL, domain_B, position_B)
 
 
+def uncounted(micro: Micro) -> Micro:
+    """The same work without a target: for a process that has no clip of its own where the others have one.
+
+    Under ZeRO-3 each forward pass gathers weights from all processes, so one that took no part would stop the rest.
+    """
+    return replace(micro, targets_BL=np.full_like(micro.targets_BL, IGNORED))
+
+
 def divide(seconds: Sequence[float], sizes: Callable[[float], int], world: int) -> list[list[int]]:
     """Indices of a step's rows, longest first, in groups of `world` micro-batches; `sizes(longest)` clips in each.
 
@@ -152,9 +160,11 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         threads: int = 1,
+        padded: bool = False,
     ) -> None:
         self._order, self._roots, self.targets = order, roots, targets
         self._max_s, self._sizes, self._rank, self._world = max_s, sizes, rank, world
+        self._least_s = WINDOW_S if padded else 0.0  # a clip costs this on the device, which pads it
         self._cache = Cache(CACHE_BYTES)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
         self._ahead = max(LOOK_AHEAD, threads)  # a step is one thread's work
@@ -200,14 +210,18 @@ class Loader:
             micros.append(micro)
             ids += [e.id for e in examples]
             valid_s += float(micro.n_B.sum()) / RATE_HZ
-            padded_s += micro.x_BT.size / RATE_HZ
+            padded_s += len(micro.n_B) * max(micro.seconds, self._least_s)
         return Batch(step, micros, ids, replaced, valid_s, padded_s)
 
     def _grouped(self, step: int, examples: list[Example], rank: int, world: int) -> Batch:
         groups = divide([e.seconds for e in examples], self._sizes, world) if examples else []
         shares = [[examples[i] for i in group[rank::world]] for group in groups]
         ids = [e.id for share in shares for e in share]
-        return Batch(step, [collate(share) for share in shares if share], ids, 0)
+        micros = [
+            collate(share) if share else uncounted(collate([examples[group[0]]]))
+            for share, group in zip(shares, groups, strict=True)
+        ]
+        return Batch(step, micros, ids, 0)
 
     def _row(self, position: int) -> dict[str, Any]:
         with self._ordering:

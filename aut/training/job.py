@@ -117,6 +117,7 @@ def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], wor
         rank=engine.rank,
         world=engine.world,
         threads=_decoders(engine, threads),
+        padded=engine.padded,
     )
     track.goes_on(work / RUN)
     try:

@@ -13,7 +13,10 @@ import torch
 
 from aut.contracts import INDEX_SCHEMA, Silent
 from aut.training import checkpoint
+from aut.training.data import Loader
 from aut.training.job import execute
+from aut.training.sizes import Budget
+from aut.training.tokenizer import Targets
 from tests.unit.training_case import CLIPS, curve, job_of, whisper_of, write_case
 
 
@@ -100,6 +103,30 @@ def test_an_unreadable_clip_is_replaced_and_counted(case, tmp_path):
         broken.write_bytes(kept)
     assert state.replaced >= 1
     assert state.clips == CLIPS // 4 * 4
+
+
+@pytest.mark.parametrize("clips", [1, 2, 4, 5])
+def test_every_process_evaluates_as_many_micro_batches(case, clips):
+    job = job_of(case)
+    rows = job.order.rows(np.arange(clips))
+    shares = [loader_of(case, job, rank=rank, world=3).batch(0, rows) for rank in range(3)]
+    assert len({len(share.micros) for share in shares}) == 1
+    assert sorted(i for share in shares for i in share.row_ids) == sorted(row["id"] for row in rows)
+    alone = loader_of(case, job).batch(0, rows)
+    assert sum(m.tokens for share in shares for m in share.micros) == sum(m.tokens for m in alone.micros)
+
+
+def test_clips_padded_on_the_device_count_thirty_seconds(case):
+    job = job_of(case)
+    native, padded = (next(loader_of(case, job, padded=p).steps(job.plan, 0)) for p in (False, True))
+    assert padded.seconds == native.seconds
+    assert padded.padded_s == 4 * 30.0
+    assert native.seconds <= native.padded_s < 4.0
+
+
+def loader_of(case, job, **placement):
+    targets = Targets(case, job.training.language)
+    return Loader(job.order, {"noise": case}, targets, 30.0, Budget(0.5), **placement)
 
 
 def test_losses_that_are_not_finite_stop_after_three_and_name_rows(case, tmp_path):

@@ -13,7 +13,7 @@ from aut.contracts import Silent
 from aut.errors import ConfigError
 from aut.training import checkpoint
 from aut.training.job import execute
-from tests.unit.training_case import job_of, whisper_of, write_case
+from tests.unit.training_case import ODD, job_of, whisper_of, write_case
 
 START = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 SUMS = 1e-3  # float32 sums in another order, six steps long
@@ -26,8 +26,8 @@ def case(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(case, tmp_path_factory):
-    whisper = whisper_of(case)
-    state = execute(job_of(case, 6), whisper, case, {"noise": case}, tmp_path_factory.mktemp("one"), Silent())
+    whisper, work = whisper_of(case), tmp_path_factory.mktemp("one")
+    state = execute(job_of(case, 6, eval_clips=ODD), whisper, case, {"noise": case}, work, Silent())
     return state, whisper.state_dict()
 
 
@@ -62,7 +62,7 @@ def finished(case, tmp_path_factory):
 
 
 def compare(case, work, stage, alone):
-    found = checkpoint.newest(work, job_of(case, 6, deepspeed_stage=stage).identity)
+    found = checkpoint.newest(work, job_of(case, 6, deepspeed_stage=stage, eval_clips=ODD).identity)
     assert found is not None
     both, (one, weights) = found[1], alone
     assert both.ids_digest == one.ids_digest  # the very same rows in every step

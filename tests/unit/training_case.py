@@ -8,6 +8,7 @@ from aut.config import ModelShape, Schedule, Training
 from aut.contracts import INDEX_SCHEMA, Silent
 
 CLIPS = 32
+ODD = 5  # clips held out, of which the last batch of an evaluation has fewer than there are processes
 TEXTS = ("low hum", "rain on a roof", "a bell")
 
 
@@ -90,13 +91,27 @@ def main(case: str, work: str, stop: str, *stages: str) -> None:
             import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  which compiles, and so imports all of torch
         child = os.fork()
         if not child:
-            train(Path(case), Path(work) / f"stage-{stage}", int(stage), int(stop))
+            train(Path(case), Path(work) / f"stage-{stage}", int(stage), int(stop), ODD)
             sys.exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     sys.exit(code)
 
 
-def train(case: Path, work: Path, stage: int = 0, stop: int = 0) -> None:
+def share_all() -> None:
+    """ZeRO-3 keeps weights of under 100,000 elements whole in each process: here that would be every one."""
+    from aut.training import sharded
+
+    plain = sharded._config
+
+    def config(schedule, training):
+        made = plain(schedule, training)
+        made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return made
+
+    sharded._config = config
+
+
+def train(case: Path, work: Path, stage: int = 0, stop: int = 0, clips: int = 4) -> None:
     import os
     import signal
 
@@ -110,7 +125,9 @@ def train(case: Path, work: Path, stage: int = 0, stop: int = 0) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     whisper = whisper_of(case)
-    execute(job_of(case, 6, deepspeed_stage=stage), whisper, case, {"noise": case}, work, Stop())
+    if stage == 3:
+        share_all()
+    execute(job_of(case, 6, deepspeed_stage=stage, eval_clips=clips), whisper, case, {"noise": case}, work, Stop())
     if os.environ.get("RANK", "0") == "0":
         torch.save(whisper.state_dict(), work / "final.pt")
 
