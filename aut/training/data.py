@@ -69,6 +69,7 @@ class Micro:
     targets_BL: NDArray[np.int64]
     domain_B: NDArray[np.int64]
     position_B: NDArray[np.int64]
+    planned_s: float = 0.0  # by which `divide` chose its size, where it did
 
     @property
     def tokens(self) -> int:
@@ -79,6 +80,11 @@ class Micro:
         """Of the longest clip."""
         return float(self.x_BT.shape[1] / RATE_HZ)
 
+    @property
+    def sized_s(self) -> float:
+        """What its size was chosen by: a replacement, or an index, may give a clip of another length."""
+        return self.planned_s or self.seconds
+
     def halves(self) -> list[Micro]:
         """The same clips in two micro-batches, each cut to its own longest."""
         half = len(self.n_B) // 2
@@ -88,9 +94,8 @@ class Micro:
         longest = int(self.n_B[rows].max())
         tokens = int((self.targets_BL[rows] != IGNORED).sum(axis=1).max())
         ids_BL, targets_BL = self.ids_BL[rows, :tokens], self.targets_BL[rows, :tokens]
-        return Micro(
-            self.x_BT[rows, :longest], self.n_B[rows], ids_BL, targets_BL, self.domain_B[rows], self.position_B[rows]
-        )
+        x_BT, n_B, domain_B, position_B = (a[rows] for a in (self.x_BT, self.n_B, self.domain_B, self.position_B))
+        return Micro(x_BT[:, :longest], n_B, ids_BL, targets_BL, domain_B, position_B, self.planned_s)
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ class Loader:
                 example, tries = self._readable(int(positions[i]), rows[i])
                 examples.append(example)
                 replaced += tries
-            micro = collate(examples)
+            micro = replace(collate(examples), planned_s=lengths[group[0]])
             micros.append(micro)
             ids += [e.id for e in examples]
             valid_s += float(micro.n_B.sum()) / RATE_HZ

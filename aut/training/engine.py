@@ -121,15 +121,17 @@ class Engine:
         """
         micro = micros[at]
         clips, seconds = len(micro.n_B), micro.seconds
-        self.sizes.shrink(clips, seconds)
+        self.sizes.shrink(clips, micro.sized_s)
         self.clear()
         release(self.device)
         said = f"a micro-batch of {clips} clips of up to {seconds:.1f} s does not fit {self.device}"
         if clips == 1:
             raise ConfigError(said, "set training.activation_checkpointing=true, or a lower max_s")
         if waits:
-            remedy = "start again (a flow does): it is halved then; or lower AUT_MICRO_S"
-            raise AutError(f"{said}, and other processes wait for it", remedy)
+            said += ", and other processes wait for it"
+            if not self.sizes.kept:
+                raise ConfigError(said, f"lower AUT_MICRO_S below {clips * micro.sized_s:.1f}")
+            raise AutError(said, "start again (a flow does): it is halved then")
         if clips not in self._said:
             print(f"{said}: it is split", file=sys.stderr)  # noqa: T201
         self._said.add(clips)

@@ -42,6 +42,8 @@ CLOSE = 8  # a search ends when it knows the size to an eighth
 class Sizes(Protocol):
     """Clips of a micro-batch whose longest lasts so many seconds; `shrink` is told of one that did not fit."""
 
+    kept: bool  # whether the next start knows what was learnt
+
     def __call__(self, seconds: float) -> int: ...
 
     def shrink(self, clips: int, seconds: float) -> None: ...
@@ -49,6 +51,8 @@ class Sizes(Protocol):
 
 class Budget:
     """As many clips as make `seconds` of padded audio. `each_s`: what every clip costs, where all are padded to it."""
+
+    kept = False
 
     def __init__(self, seconds: float, each_s: float = 0.0) -> None:
         self._budget_s, self._each_s = seconds, each_s
@@ -62,6 +66,8 @@ class Budget:
 
 class Searched:
     """`clips[i]` where the longest clip lasts at most EDGES_S[i]. What is learnt is written to `path`."""
+
+    kept = True
 
     def __init__(self, clips: list[int], path: Path, facts: Mapping[str, Any]) -> None:
         self.clips, self._path, self._facts = list(clips), path, dict(facts)

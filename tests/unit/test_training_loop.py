@@ -124,9 +124,9 @@ def test_clips_padded_on_the_device_count_thirty_seconds(case):
     assert native.seconds <= native.padded_s < 4.0
 
 
-def loader_of(case, job, **placement):
+def loader_of(case, job, sizes=None, **placement):
     targets = Targets(case, job.training.language)
-    return Loader(job.order, {"noise": case}, targets, 30.0, Budget(0.5), **placement)
+    return Loader(job.order, {"noise": case}, targets, 30.0, sizes or Budget(0.5), **placement)
 
 
 def test_losses_that_are_not_finite_stop_after_three_and_name_rows(case, tmp_path):

@@ -180,3 +180,30 @@ def test_where_others_wait_it_is_said_and_the_next_start_is_halved(case, tmp_pat
         engine._halved([collate(examples())], 0, waits=True)
     assert raised.value.code == 1  # not hopeless: a flow tries again
     assert read_json(tmp_path / "sizes.json")["clips"] == sizes.clips == [1] * len(EDGES_S)
+
+
+def test_where_a_number_was_given_it_is_to_be_lowered(case):
+    from aut.training.data import collate
+    from tests.unit.test_training_plan import schedule
+
+    engine = Engine(Captioner(whisper_of(case), settings(), Augment(settings(), 0)), schedule(), settings())
+    engine.sizes = Budget(60.0)
+    with pytest.raises(ConfigError, match=r"other processes wait for it.*lower AUT_MICRO_S below"):
+        engine._halved([collate(examples())], 0, waits=True)
+
+
+def test_a_clip_longer_than_its_index_says_halves_the_bucket_that_it_was_put_in(case, tmp_path):
+    from tests.unit.test_training_loop import loader_of
+    from tests.unit.test_training_plan import schedule
+
+    job = job_of(case)
+    loader = loader_of(case, job, sizes=Budget(20.0))
+    loader._decode = lambda row: np.zeros(16000 * 9, np.int16)  # of 9 s, where the index says less than one
+    (micro,) = next(loader.steps(job.plan, 0)).micros
+    engine = Engine(Captioner(whisper_of(case), settings(), Augment(settings(), 0)), schedule(), settings())
+    engine.sizes = sizes = Searched([8] * len(EDGES_S), tmp_path / "sizes.json", {})
+    halves = engine._halved([micro], 0, waits=False)
+    assert sizes.clips == [2] * len(EDGES_S)
+    assert [half.seconds for half in halves] == [9.0, 9.0]
+    engine._halved(halves, 1, waits=False)
+    assert sizes.clips == [1] * len(EDGES_S)
