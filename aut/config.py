@@ -346,6 +346,42 @@ def compose(profile: str, overrides: Sequence[str], conf: Path, out: Path) -> Pa
     return params
 
 
+DERIVED = ("profile", "export.encoders", "embed.encoders", "embed.sets")  # follow from other keys in conf
+
+
+def overrides_of(params: Params, conf: Path) -> list[str]:
+    """What `aut run --profile P` needs besides the profile to compose these params; empty where they are its own."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        plain = compose(params.profile, [], conf, Path(folder) / "params.yaml")
+    mine, theirs = (_leaves(p.model_dump(mode="json", by_alias=True)) for p in (params, plain))
+    changed = {k: v for k, v in mine.items() if v != theirs.get(k, _ABSENT) and k not in DERIVED}
+    return [f"{'' if k in theirs else '+'}{k}={_hydra(v)}" for k, v in changed.items()] + [
+        f"~{k}" for k in theirs if k not in mine and k not in DERIVED
+    ]
+
+
+_ABSENT = object()
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in _leaves(part, f"{name}.{key}" if name else key).items()}
+
+
+def _hydra(value: Any) -> str:
+    """A value in Hydra's grammar: strings quoted where they hold more than a word."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(_hydra(v) for v in value)}]"
+    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
+        return "'" + value.replace("'", "\\'") + "'"
+    return str(value)
+
+
 def _arm_seeds(arms: Sequence[str], seeds: Sequence[int], encoders: Any) -> Any:
     """`${arm_seeds:...}` in conf: every starting encoder, then each arm with each seed."""
     from omegaconf import OmegaConf

@@ -53,6 +53,15 @@ def digest_tree(path: Path) -> str:
     return digest_json([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
 
 
+def digest_code(*parts: str) -> str:
+    """Digest of modules of this package, given as files or folders relative to it; for keys of caches."""
+    root = Path(__file__).parent
+    files = [
+        p for part in parts for p in ([root / part] if part.endswith(".py") else sorted((root / part).glob("*.py")))
+    ]
+    return digest_json([[p.relative_to(root).as_posix(), digest_file(p)] for p in files if p.exists()])
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` in one rename; a full disk leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def paired_difference(
     """a - b on the same N clips, by a studentised bootstrap over the recordings in cluster_N [N].
 
     correct_a_N, correct_b_N [N] in [0, 1] (averaged over seeds where there are several). p >= 1 / (resamples + 1);
-    p < 1 - level exactly where the interval leaves out zero. DataError as in `accuracy_interval`.
+    p < 1 - level where the interval leaves out zero (but for ties of a resample). DataError as in `accuracy_interval`.
     """
     a, b = _shares(correct_a_N), _shares(correct_b_N)
     sums, sizes = _by_cluster(_paired(a, b), cluster_N)

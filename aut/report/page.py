@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from aut.files import write_bytes
 from aut.report.figures import bars, curves, forest
 
 Row = dict[str, Any]
+FEW, FEW_PERCENT = 30, 20  # recordings; of the errors in one: beyond, the interval of a word error rate is not trusted
 
 
 def write_report(evidence: dict[str, Any], folder: Path) -> None:
@@ -23,7 +25,7 @@ def write_report(evidence: dict[str, Any], folder: Path) -> None:
         section("Every encoder", _accuracies(evidence)),
         *([section("Layer by layer", _layers(evidence["layers"], evidence["a"]))] if evidence["layers"] else []),
         section("Against the baselines", _baselines(evidence["beats"])),
-        section("What would make it vanish", _ablations(evidence["ablations"])),
+        section("What would make it vanish", _ablations(evidence)),
         section("Class by class", "".join(_classes(n, c, evidence["a"]) for n, c in evidence["classes"].items())),
         section("The training mixture", _mixture(evidence["mixture"])),
         section("What each arm was trained on", _training(evidence["training"])),
@@ -85,14 +87,17 @@ def _difference_note(evidence: Row) -> str:
         f"<p>Points of accuracy, {level} % intervals, on correctness averaged over seeds, whole recordings resampled. "
         "p is two-sided; p (Holm) is corrected over this table. The grey bar is the minimum detectable difference: "
         "a true difference inside it would likely be missed with these clips. h is Cohen's effect size: 0.2 is small, "
-        "0.5 medium, 0.8 large.</p>"
+        "0.5 medium, 0.8 large. McNemar's test is of the first seed alone and takes clips for independent.</p>"
     )
 
 
 def _differences(rows: Sequence[Row]) -> str:
     counts = ("mdd", "h", "clips", "recordings", "seeds", "per seed", "McNemar mid-p (exact), gained / lost")
     heads = ("set", "domain", "difference", "points", "interval", "p", "p (Holm)", *counts)
-    return table(heads, ([*_difference_cells(r), *_test_cells(r)] for r in rows))
+    divided = any(r["resampled"] for r in rows)
+    again = ("p over divisions",) if divided else ()
+    cells = ([*_difference_cells(r), *_test_cells(r), *([_again(r)] if divided else [])] for r in rows)
+    return table((*heads, *again), cells)
 
 
 def _difference_cells(r: Row) -> list[str]:
@@ -164,14 +169,24 @@ def _baselines(rows: Sequence[Row]) -> str:
     return f"<p>{escape(told)} Not corrected for the number of baselines.</p>" + table(heads, cells)
 
 
-def _ablations(rows: Sequence[Row]) -> str:
+def _ablations(evidence: Row) -> str:
     """Rows as they are; p of the corrected resampled t-test where a protocol divides the set several times."""
+    rows = evidence["ablations"]
     heads = ("ablation", "set", "domain", "difference", "points", "interval", "p over divisions")
     cells = (
         [r["ablation"], *([*_difference_cells(r), _again(r)] if "diff" in r else [r["set"], r["domain"], *[""] * 4])]
         for r in rows
     )
-    return table(heads, cells)
+    return _not_asked(evidence) + table(heads, cells)
+
+
+def _not_asked(evidence: Row) -> str:
+    """What the params left out, so that nobody takes its absence for agreement."""
+    decided = {r["pooling"] for r in evidence["differences"]}
+    if any(r["pooling"] not in decided for r in evidence["ablations"]) or len(decided) != 1:
+        return ""
+    other = {"valid": "padded", "padded": "valid"}.get(*decided)
+    return f"<p>Not asked for: {other} pooling (<code>embed.poolings: [valid, padded]</code>).</p>" if other else ""
 
 
 def _again(r: Row) -> str:
@@ -238,18 +253,30 @@ def _training(facts: dict[str, Row]) -> str:
 
 def _speech_kept(evidence: Row) -> str:
     """Word error rates before the decoder is dropped: less is better, so a difference above zero is a loss."""
-    heads = ("arm", "base %", "interval", "arm %", "interval", "arm - base", "interval", "words", "clips", "recordings")
+    counts = ("words", "clips", "recordings", "one recording's errors, %")
+    heads = ("arm", "base %", "interval", "arm %", "interval", "arm - base", "interval", *counts)
     rows = (
         [r["arm"]]
         + [told for name in ("base", "wer") for told in (f"{r[name]:.2f}", _span(r, name, ".2f"))]
         + [f"{r['diff']:+.2f}", _span(r, "diff", "+.2f")]
-        + [f"{r[name]:,}" for name in ("words", "clips", "recordings")]
+        + [*(f"{r[name]:,}" for name in ("words", "clips", "recordings")), f"{r['largest']:.0f}"]
         for r in evidence["speech_kept"]
     )
     return (
         "<p>Word error rate, greedy, on speech held out of the fine-tune, with the decoder that is dropped afterwards; "
-        f"{100 * evidence['level']:g} % intervals, whole recordings resampled. Above zero, speech was lost.</p>"
-        + table(heads, rows)
+        f"{100 * evidence['level']:g} % intervals, whole recordings resampled. Above zero, speech was lost."
+        f"{_doubt(evidence)}</p>" + table(heads, rows)
+    )
+
+
+def _doubt(evidence: Row) -> str:
+    """Few recordings, or one with most errors: a resample without it says too little of what others would do."""
+    doubtful = [r["arm"] for r in evidence["speech_kept"] if r["largest"] > FEW_PERCENT or r["recordings"] < FEW]
+    if not doubtful:
+        return ""
+    return (
+        f" <strong>Too narrow for {escape(', '.join(doubtful))}</strong>: under {FEW} recordings, or one with over "
+        f"{FEW_PERCENT} % of the errors; such an interval held what it should hold 80 to 90 times of a hundred."
     )
 
 
@@ -282,10 +309,28 @@ def _reproduce(evidence: Row) -> str:
     rows = sorted({(e, d) for by in evidence["encoders"].values() for e, d in by.items()})
     return (
         "<p>The tags of the MLflow run and of the model version name the commit. At that commit:</p>"
-        f"<pre>make setup\n.venv/bin/aut run --profile {escape(evidence['profile'])}   # everything again\n"
-        ".venv/bin/aut restore VERSION   # or: everything back, nothing computed</pre>"
+        f"<pre>{escape(commands(evidence))}</pre>"
         + table(("encoder", "digest of weights and preprocessing"), ([e, d] for e, d in rows))
     )
+
+
+def commands(evidence: Row) -> str:
+    """What makes this evidence again, or brings it back."""
+    again = evidence["again"]
+    words = ["--audio FOLDER"] if again["audio"] else []
+    words += [shlex.quote(o) for o in again["overrides"] or ()]
+    unknown = again["overrides"] is None
+    run = " ".join((f".venv/bin/aut run --profile {evidence['profile']}", *words))
+    return (
+        f"make setup\n{run}   # everything again{', with the overrides of its params.yaml' if unknown else ''}\n"
+        ".venv/bin/aut restore VERSION   # or: everything back, nothing computed"
+    )
+
+
+def with_lineage(page: str, facts: Mapping[str, str]) -> str:
+    """A report's page with what a model version was made of: revisions, runs, digests."""
+    made = section("Lineage of this version", table(("tag", "value"), ([k, v] for k, v in sorted(facts.items()))))
+    return page.replace("</main>", f"{made}</main>", 1)
 
 
 def figure(svg: str) -> str:

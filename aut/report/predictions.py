@@ -86,6 +86,7 @@ class View:
             cluster_N=self.cluster_N[keep],
             correct={k: x[keep] for k, x in self.correct.items()},
             by_seed={k: {s: x[keep] for s, x in v.items()} for k, v in self.by_seed.items()},
+            predictions={k: f.filter(~pl.col("id").is_in(list(clips))) for k, f in self.predictions.items()},
         )
 
     def confusions(self, encoder: str, count: int) -> list[dict[str, Any]]:
@@ -101,19 +102,25 @@ class View:
 def load_views(params: Params, layout: Layout, name: str) -> Iterator[View]:
     """Every view of a probe set, the primary one first.
 
-    Raises DataError where two encoders were not tested on the same clips, naming the difference.
+    Raises DataError where two encoders were not tested on the same clips, naming the difference, or one of them not
+    under the protocol that decides.
     """
     frames = {e: _predictions(layout, e, name) for e in params.embed.encoders}
-    digests = {e: str(read_json(layout.embeddings(e, name) / "digests.json")["encoder"]) for e in frames}
+    embedded = {e: read_json(layout.embeddings(e, name) / "digests.json") for e in frames}
+    digests = {e: str(d["encoder"]) for e, d in embedded.items()}
+    _same_content(name, {e: str(d["clips"]) for e, d in embedded.items()})
     domain = params.sources[name].domain
     first = (params.probe.sets[name][0], params.embed.poolings[0], "linear")
-    keys = sorted({k for f in frames.values() for k in f.select(KEYS).unique().iter_rows()})
+    keys = {first} | {k for f in frames.values() for k in f.select(KEYS).unique().iter_rows()}
     for key in sorted(keys, key=lambda k: (k != first, k)):
         chosen = {
             e: f.filter(pl.all_horizontal(pl.col(c) == v for c, v in zip(KEYS, key, strict=True)))
             for e, f in frames.items()
         }
         chosen = {e: f for e, f in chosen.items() if len(f)}
+        absent = sorted(frames.keys() - chosen.keys())
+        if key == first and absent:
+            raise DataError(f"probe set {name}: {absent[0]} has no {', '.join(first)}", f"aut probe {absent[0]} {name}")
         yield _view(name, domain, key, key == first, chosen, params, digests)
 
 
@@ -136,9 +143,10 @@ def _view(
     per_clip = {e: f.group_by("id").agg(pl.col("correct").mean()).sort("id") for e, f in frames.items()}
     reference, first = next(iter(per_clip.items()))
     ids = first["id"].to_numpy().astype(np.str_)
+    facts = _facts(frames[reference])
     for encoder, frame in per_clip.items():
         _same_clips(name, reference, ids, encoder, frame["id"].to_numpy().astype(np.str_))
-    facts = frames[reference].select("id", "source_id", "label").unique("id").sort("id")
+        _same_facts(name, reference, facts, encoder, _facts(frames[encoder]))
     by_seed: dict[str, dict[str, Correct]] = {}
     pooled: dict[str, list[pl.DataFrame]] = {}
     for encoder, frame in per_clip.items():
@@ -167,6 +175,35 @@ def arm_of(encoder: str, params: Params) -> str:
     """'adapted-0' -> 'adapted'; any other encoder is its own group."""
     arm, _, seed = encoder.rpartition("-")
     return arm if seed.isdigit() and arm in params.finetune.arms else encoder
+
+
+def _facts(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select("id", "source_id", "label").unique("id").sort("id")
+
+
+def _same_content(name: str, digests: dict[str, str]) -> None:
+    """One digest over ids and sounds for all encoders."""
+    (a, reference), *others = digests.items()
+    odd = next((e for e, d in others if d != reference), None)
+    if odd:
+        raise DataError(
+            f"probe set {name}: {a} and {odd} were embedded from other sounds (clips {reference[:8]} and "
+            f"{digests[odd][:8]})",
+            "embed and probe both again on the same index",
+        )
+
+
+def _same_facts(name: str, a: str, a_facts: pl.DataFrame, b: str, b_facts: pl.DataFrame) -> None:
+    if a_facts.equals(b_facts):
+        return
+    for mine, theirs in zip(a_facts.iter_rows(named=True), b_facts.iter_rows(named=True), strict=True):
+        for what in ("label", "source_id"):
+            if mine[what] != theirs[what]:
+                raise DataError(
+                    f"probe set {name}: clip {mine['id']} has the {what} '{mine[what]}' for {a} and '{theirs[what]}' "
+                    f"for {b}",
+                    "embed and probe both again on the same index",
+                )
 
 
 def _same_clips(name: str, a: str, a_ids: NDArray[np.str_], b: str, b_ids: NDArray[np.str_]) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from aut import stats
-from aut.config import Params
+from aut.config import Params, overrides_of
 from aut.contracts import Tracker
 from aut.errors import DataError, MissingInput
 from aut.files import read_json, replacing, write_bytes, write_json
@@ -78,6 +78,7 @@ def build_evidence(params: Params, layout: Layout) -> dict[str, Any]:
         "speech_kept": list(_speech_kept(params, layout)),
         "parity": {name: _parity(layout, name) for name in params.export.encoders},
         "encoders": {v.name: v.digests for v in primary},
+        "again": _again(params, layout),
     }
     told = evidence | {"differences": evidence["differences"] + evidence["beats"]}
     evidence["verdicts"] = [v.as_json() for v in evaluate(told, params.register_.gates, params.compare)]
@@ -281,13 +282,32 @@ def _rates(params: Params, seeds: list[list[dict[str, Any]]], recordings: list[s
         [sum(clip[who] for clip in same) / len(same) for same in zip(*seeds, strict=True)] for who in ("tuned", "base")
     )
     change = [a - b for a, b in zip(tuned, base, strict=True)]
-    found: dict[str, Any] = {"words": sum(words)}
+    found: dict[str, Any] = {"words": sum(words), "largest": points(_largest(recordings, (base, tuned)))}
     for name, counts in (("base", base), ("wer", tuned), ("diff", change)):
         rate = stats.rate_interval(counts, words, recordings, c.level, c.resamples, params.seed)
         floor = -math.inf if name == "diff" else 0.0
         found |= {name: points(rate.estimate), f"{name}_low": points(max(floor, rate.low))}
         found |= {f"{name}_high": points(rate.high)}
     return found
+
+
+def _largest(recordings: list[str], counts: Sequence[Sequence[float]]) -> float:
+    """The largest share that one recording has of an encoder's errors: a large one makes the interval too narrow."""
+    shares = [0.0]
+    for errors in counts:
+        by: dict[str, float] = {}
+        for recording, n in zip(recordings, errors, strict=True):
+            by[recording] = by.get(recording, 0.0) + n
+        shares.append(max(by.values()) / (sum(by.values()) or 1.0))
+    return max(shares)
+
+
+def _again(params: Params, layout: Layout) -> dict[str, Any]:
+    """What `aut run` needs to make this evidence again; overrides None where no conf says what the profile is."""
+    conf = layout.root / "conf"
+    known = (conf / "profile" / f"{params.profile}.yaml").is_file()
+    corpora = any(s.dataset != "toy" for s in params.sources.values())
+    return {"overrides": overrides_of(params, conf) if known else None, "audio": corpora}
 
 
 def _parity(layout: Layout, encoder: str) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 In    models/encoders/<encoder>/, data/index/probe/<set>/, the corpus
 Out   data/embeddings/<encoder>/<set>/{embeddings.safetensors, clips.parquet, digests.json}
-Why   the cache key is weights, preprocessing and clips, never a name: the same encoder under another name costs
-      nothing, other weights under the same name never reuse a vector. Blocks of rows are kept as they are done, so
-      a killed run continues. Price: 'padded' costs a 30-s forward a clip; leave it out of embed.poolings to skip it.
+Why   the cache key is weights, preprocessing (its code too) and clips, never a name: the same encoder under another
+      name costs nothing, other weights under the same name never reuse a vector. Blocks of rows are kept as they are
+      done, so a killed run continues. Price: 'padded' costs a 30-s forward a clip; leave it out of embed.poolings to
+      skip it.
 Run   aut embed adapted-0 toy_words
 """
 
@@ -24,7 +25,7 @@ from aut.config import Params
 from aut.contracts import Tracker
 from aut.encoders import open_encoder
 from aut.errors import DataError, MissingInput
-from aut.files import digest_json, locked, replacing, write_bytes, write_json
+from aut.files import digest_code, digest_json, locked, replacing, write_bytes, write_json
 from aut.layout import Layout
 from aut.progress import progress
 from aut.units import RATE_HZ
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from aut.encoders.clipwise import ClipEncoder
 
+CODE = ("encoders", "audio")
 BLOCK_ROWS = 256  # of one resumable file; at 30 s each, 0.5 GB of samples
 KEPT = ("id", "source_id", "label", "split", "domain")
 READ = (*KEPT, "uri", "offset_b", "size_b", "start_s", "duration_s", "content_hash")
@@ -52,7 +54,8 @@ def embed(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
     preprocessing = {"max_s": params.embed.max_s, "rate_hz": opened.rate_hz, "poolings": params.embed.poolings}
     preprocessing |= {"layers": params.embed.layers}
     digests = {"encoder": opened.digest, "preprocessing": digest_json(preprocessing), "clips": clips}
-    key = digest_json(digests)
+    # What computes a vector is part of where it is kept, but not of what is written: a comment changes no output.
+    key = digest_json(digests | {"code": digest_code(*CODE)})
     cache = layout.work / "cache/embeddings"
     file = cache / f"{key}.safetensors"
     with locked(cache / f"{key}.lock", f"embed {encoder} {probe_set}", wait=True):
@@ -64,7 +67,7 @@ def embed(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
         with replacing(layout.embeddings(encoder, probe_set)) as draft:
             shutil.copyfile(file, draft / "embeddings.safetensors")
             rows.select(KEPT).write_parquet(draft / "clips.parquet")
-            write_json(draft / "digests.json", digests | {"key": key})
+            write_json(draft / "digests.json", digests)
     seconds = float(rows["duration_s"].sum())
     track.dataset(probe_set, clips, rows.height, layout.index("probe", probe_set))
     track.tags({"encoder_digest": opened.digest, "embeddings_key": key})

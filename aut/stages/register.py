@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from aut.config import Params
-from aut.errors import MissingInput
+from aut.errors import DataError, MissingInput
 from aut.files import digest_file, digest_tree, read_json, write_json
 from aut.gates import Verdict
 from aut.layout import Layout
+from aut.report.page import commands, with_lineage
 
 HEAD_FILES = ("head.safetensors", "head.json")
 NEIGHBOURS = 2_000  # probe clips of a set whose vectors travel with a version: 10 MB at a width of 1,280
@@ -48,12 +49,16 @@ def pack(params: Params, layout: Layout, folder: Path) -> Package:
     facts = read_json(encoder / "encoder.json")
     evidence = read_json(layout.evidence / "evidence.json")
     verdicts = tuple(Verdict(**v) for v in evidence["verdicts"])
+    _check_weights(evidence, name, str(facts["digest"]))
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(encoder, folder / "encoder")
     for probe_set in params.embed.sets:
         _copy(layout.probe(name, probe_set), folder / "heads" / probe_set, HEAD_FILES)
         neighbours(layout.embeddings(name, probe_set), folder / "neighbours", probe_set)
     _copy(layout.evidence, folder, ("evidence.json", "report.html"))
+    made = lineage(layout, name)
+    page = folder / "report.html"
+    page.write_text(with_lineage(page.read_text(), made | {"aut.digest.weights": str(facts["digest"])}))
     _copy(layout.root, folder / "lineage", [n for n in ("params.yaml", "dvc.lock") if (layout.root / n).exists()])
     package = Package(
         folder=folder,
@@ -63,11 +68,21 @@ def pack(params: Params, layout: Layout, folder: Path) -> Package:
         tree=digest_tree(folder / "encoder"),
         evidence=digest_file(folder / "evidence.json"),
         verdicts=verdicts,
-        lineage=lineage(layout, name),
+        lineage=made,
         card=model_card(params, facts, evidence, verdicts),
     )
     (folder / "README.md").write_text(package.card)
     return package
+
+
+def _check_weights(evidence: Mapping[str, Any], name: str, digest: str) -> None:
+    """DataError where the evidence is of other weights than those that would be registered with it."""
+    for probe_set, proved in evidence.get("encoders", {}).items():
+        if proved.get(name, digest) != digest:
+            raise DataError(
+                f"{name} has the digest {digest[:12]}, the evidence on {probe_set} is of {proved[name][:12]}",
+                "`dvc repro compare`, or `aut embed`, `aut probe` and `aut compare` again",
+            )
 
 
 def neighbours(embeddings: Path, target: Path, probe_set: str) -> None:
@@ -139,12 +154,14 @@ def model_card(
         ),
         "## Accuracy of each encoder, %",
         _table(
-            ("encoder", "set", "protocol", "pooling", "accuracy", "interval"),
+            ("encoder", "set", "protocol", "pooling", "classifier", "accuracy", "interval"),
             [_accuracy_row(r) for r in evidence.get("table", [])],
         ),
         *_speech_kept(evidence),
         "## Training data",
         _mixture(params),
+        *_licences(evidence),
+        *_again(evidence),
         "## Limits",
         "The embedding says what a linear layer can read from a clip; it was measured on the probe sets above only. "
         "The licences of the training corpora (report.html) bind what the weights may be used for.",
@@ -174,6 +191,22 @@ def _mixture(params: Params) -> str:
     return f"{params.mixture.rows:,} clips an epoch: {shares}.\n\n" + _table(("domain", "source", "corpus"), rows)
 
 
+def _licences(evidence: Mapping[str, Any]) -> list[str]:
+    """Clips and share of the training rows by licence."""
+    found = evidence.get("mixture", {}).get("licence", {})
+    rows = [(n, f"{v['clips']:,}", f"{100 * v['share']:.2f} %") for n, v in sorted(found.items())]
+    return [_table(("licence", "clips", "share of rows"), rows)] if rows else []
+
+
+def _again(evidence: Mapping[str, Any]) -> list[str]:
+    if "again" not in evidence:
+        return []
+    return [
+        "## To make it again",
+        f"At the commit that the version's tags name:\n\n```sh\n{commands(dict(evidence))}\n```",
+    ]
+
+
 def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
     told = "pass" if verdict.passed else "**fail**" if verdict.decides else "no"
     return verdict.gate, told, verdict.detail
@@ -187,7 +220,8 @@ def _difference_row(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _accuracy_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     interval = f"{row['low']:.1f} to {row['high']:.1f}"
-    return row["encoder"], row["set"], row["protocol"], row["pooling"], f"{row['accuracy']:.1f}", interval
+    told = (row[k] for k in ("encoder", "set", "protocol", "pooling", "variant"))
+    return *told, f"{row['accuracy']:.1f}", interval
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

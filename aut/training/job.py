@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aut
 from aut.config import Params, Schedule, Training
 from aut.contracts import Tracker
-from aut.files import digest_file, digest_json, locked, write_bytes, write_json
+from aut.files import digest_code, digest_json, locked, write_bytes, write_json
 from aut.layout import Layout
 
 if TYPE_CHECKING:
@@ -73,11 +72,7 @@ class Job:
 
 def code_digest() -> str:
     """Digest of the modules that a trained weight depends on."""
-    root = Path(aut.__file__).parent
-    files = [
-        p for part in CODE for p in ([root / part] if part.endswith(".py") else sorted((root / part).glob("*.py")))
-    ]
-    return digest_json([[p.relative_to(root).as_posix(), digest_file(p)] for p in files if p.exists()])
+    return digest_code(*CODE)
 
 
 @contextmanager

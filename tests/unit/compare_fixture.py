@@ -77,7 +77,9 @@ def write_tree(root: Path, flagged: Iterable[tuple[str, str]] = ()) -> Layout:
         for name in SETS:
             layout.probe(encoder, name).mkdir(parents=True)
             predictions(name, encoder).write_parquet(layout.probe(encoder, name) / "predictions.parquet")
-            write_json(layout.embeddings(encoder, name) / "digests.json", {"encoder": f"digest-of-{encoder}"})
+            write_json(
+                layout.embeddings(encoder, name) / "digests.json", {"encoder": f"digest-of-{encoder}", "clips": "c1"}
+            )
         proof = {"passed": True, "drop_in": True, "max_error": 1e-6, "atol": 1e-4}
         write_json(layout.encoder(encoder) / "parity.json", proof)
         if "-" in encoder:

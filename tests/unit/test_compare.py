@@ -18,7 +18,7 @@ from aut.errors import DataError, MissingInput
 from aut.files import digest_tree, read_json, write_json
 from aut.layout import Layout
 from aut.report.figures import curves
-from aut.report.page import write_report
+from aut.report.page import document, with_lineage, write_report
 from aut.report.predictions import load_views
 from aut.report.sweep import Variant, compare_variants, write_sweep
 from aut.stages.compare import build_evidence, compare
@@ -137,6 +137,60 @@ def test_other_clips_are_refused_by_name(tmp_path: Path) -> None:
     short.write_parquet(layout.probe("control-1", WORDS) / "predictions.parquet")
     with pytest.raises(DataError, match=rf"{WORDS}: base was tested on 60 clips and control-1 on 59; {WORDS}/059"):
         build_evidence(params_of(), layout)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: f.with_columns(label=pl.lit("other")), "has the label"),
+        (lambda f: f.with_columns(source_id=pl.col("id")), "has the source_id"),
+        (lambda f: f.filter(pl.col("protocol") != "grouped"), "control-1 has no grouped, valid, linear"),
+    ],
+)
+def test_clips_that_are_the_same_by_name_only_are_refused(tmp_path: Path, damage: Any, told: str) -> None:
+    layout = write_tree(tmp_path)
+    path = layout.probe("control-1", SOUNDS) / "predictions.parquet"
+    damage(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(DataError, match=told):
+        build_evidence(params_of(), layout)
+
+
+def test_other_sounds_under_the_same_ids_are_refused(tmp_path: Path) -> None:
+    layout = write_tree(tmp_path)
+    write_json(layout.embeddings("random", WORDS) / "digests.json", {"encoder": "e", "clips": "c2"})
+    with pytest.raises(DataError, match=f"{WORDS}: base and random were embedded from other sounds"):
+        build_evidence(params_of(), layout)
+
+
+def test_the_test_over_divisions_leaves_flagged_clips_out_too(tmp_path: Path) -> None:
+    view = next(v for v in load_views(params_of(), write_tree(tmp_path), SOUNDS) if v.protocol == "paper_gtzan")
+    right = {i for i, share in zip(view.ids.tolist(), view.correct["base"], strict=True) if share == 1.0}
+    kept = view.without(right)
+    assert max(kept.divisions("base").values()) < max(view.divisions("base").values())
+    assert kept.predictions["base"]["id"].n_unique() == len(kept.ids) == CLIPS - len(right)
+
+
+def test_one_recording_with_most_errors_is_told(evidence: dict[str, Any], tmp_path: Path) -> None:
+    assert "Too narrow for" in page_of(evidence)  # twelve recordings
+    row = {**evidence["speech_kept"][0], "recordings": 200}
+    assert "Too narrow" not in page_of(evidence | {"speech_kept": [row | {"largest": 3.0}]})
+    assert "Too narrow for adapted" in page_of(evidence | {"speech_kept": [row | {"arm": "adapted", "largest": 40.0}]})
+    layout = write_tree(tmp_path)
+    path = layout.encoder("adapted-0") / "speech.json"
+    clips = transcribed("adapted-0")
+    write_json(path, {"clips": [{**clips[0], "tuned": 500}, *clips[1:]]})
+    found = build_evidence(params_of(), layout)["speech_kept"]
+    assert max(r["largest"] for r in found) > 80
+
+
+def test_the_page_says_how_to_make_it_again(tree: Layout, evidence: dict[str, Any]) -> None:
+    assert "with the overrides of its params.yaml" in page_of(evidence)  # no conf beside these predictions
+    again = {"overrides": ["finetune.seeds=[0,1,2]"], "audio": True}
+    assert "aut run --profile demo --audio FOLDER &#x27;finetune.seeds=[0,1,2]&#x27;" in page_of(
+        evidence | {"again": again}
+    )
+    whole = with_lineage(document("t", ["body"]), {"aut.revision": "abc"})
+    assert whole.index("body") < whole.index("abc") < whole.index("</main>")
 
 
 def test_what_is_missing_names_the_verb_that_makes_it(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aut.config import compose, parse_params, read_params
+from aut.config import compose, overrides_of, parse_params, read_params
 from aut.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,21 @@ def test_every_profile_composes(profile, tmp_path):
 def test_the_committed_params_are_the_demo_profile(tmp_path):
     compose("demo", [], ROOT / "conf", tmp_path / "params.yaml")
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes(), "run `aut params`"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["finetune.seeds=[0,1]", "compare.against=[base]"],
+        ["mixture.quota={speech: 0.5, environment: 0.3, music: 0.2}"],
+    ],
+)
+def test_the_overrides_of_params_compose_them_again(overrides, tmp_path):
+    params = compose("demo", overrides, ROOT / "conf", tmp_path / "params.yaml")
+    found = overrides_of(params, ROOT / "conf")
+    assert bool(found) == bool(overrides)
+    assert compose("demo", found, ROOT / "conf", tmp_path / "again.yaml") == params
 
 
 def test_seeds_multiply_the_encoders(tmp_path):

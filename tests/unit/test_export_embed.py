@@ -265,6 +265,19 @@ def test_embed_writes_every_clip_in_order_and_is_cached(ready, params, monkeypat
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
+def test_other_code_computes_again(ready, params, monkeypatch):
+    embed(params, ready, Silent(), "base", "toy_words")
+    out = ready.embeddings("base", "toy_words")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    monkeypatch.setattr(embed_stage, "digest_code", lambda *parts: "an edit in " + ", ".join(parts))
+    computed = []
+    compute = embed_stage._compute
+    monkeypatch.setattr(embed_stage, "_compute", lambda *args: (computed.append(1), compute(*args)))
+    embed(params, ready, Silent(), "base", "toy_words")
+    assert computed
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before  # the same numbers: nothing after it runs
+
+
 def test_embed_resumes_by_blocks_and_names_a_bad_clip(ready, params, monkeypatch):
     monkeypatch.setattr(embed_stage, "BLOCK_ROWS", 2)
     corpus = ready.corpus_root("folder", "corpus")

@@ -91,7 +91,7 @@ def write_evidence(layout: Layout, params: Params, gain: float = 3.0) -> None:
     accuracy = {"encoder": CHAMPION, "set": "words", "domain": "speech", "accuracy": 90.0, "low": 88.0, "high": 92.0}
     evidence: dict[str, Any] = {
         "differences": rows,
-        "table": [{**accuracy, "protocol": "split", "pooling": "valid"}],
+        "table": [{**accuracy, "protocol": "split", "pooling": "valid", "variant": "linear"}],
         "leakage": {"domains": {"speech": {"pool": 100, "flagged": 0, "fraction": 0.0}}},
         "parity": {CHAMPION: {"max_error": 1e-6, "atol": 1e-4, "passed": True, "drop_in": True}},
     }
@@ -151,6 +151,13 @@ def test_the_same_weights_and_evidence_are_the_same_version(params: Params, layo
     write_encoder(layout, b"other")
     assert registered(params, layout)["version"] == "2"
     assert registry.alias_version(uri_of(layout), registry.MODEL, "candidate") == "2"
+
+
+def test_evidence_of_other_weights_is_refused(params: Params, layout: Layout) -> None:
+    path = layout.evidence / "evidence.json"
+    write_json(path, {**read_json(path), "encoders": {"words": {CHAMPION: "other", "base": "b"}}})
+    with pytest.raises(DataError, match=r"adapted-0 has the digest .*, the evidence on words is of other"):
+        registered(params, layout)
 
 
 def test_champion_moves_only_on_a_pass(params: Params, layout: Layout) -> None:
