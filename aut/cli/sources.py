@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from aut.contracts import Card
 
 commands = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
@@ -22,10 +25,9 @@ def sources(context: typer.Context) -> None:
 
     from aut.sources import cards
 
-    table = Table("layout", "corpus", "domain", "clips", "text", "licence")
+    table = Table("layout", "corpus", "domain", "size", "text", "licence")
     for card in cards():
-        clips = f"{card.clips:,}" if card.clips else "-"
-        table.add_row(card.name, card.title, card.domain or "any", clips, card.text_origin, card.licence)
+        table.add_row(card.name, card.title, card.domain or "any", _size(card), card.text_origin, card.licence)
     Console(width=None if Console().is_terminal else 140).print(table)
 
 
@@ -75,6 +77,13 @@ def scan(
     for name in source or list(params.sources):
         inventory = look(params, layout, name, accept_changed)
         typer.echo(f"{name}: {inventory['digest']}")
+
+
+def _size(card: Card) -> str:
+    """Clips, else hours (a set's number of segments depends on the subset), else a dash."""
+    if card.clips:
+        return f"{card.clips:,} clips"
+    return f"{card.hours:,.0f} h" if card.hours else "-"
 
 
 def _few(counts: Counter[str], most: int = 8) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
 from aut.audio.decode import decode, read_source
+from aut.cli.sources import commands
 from aut.datasets import check_options, list_clips, names, open_dataset
 from aut.datasets._captions import describe, with_article
 from aut.errors import AutError, ConfigError, DataError
@@ -279,6 +282,14 @@ def test_tar_tells_of_samples_that_lie_beyond_a_damage(tmp_path, damage):
     assert found.rows == int(sample)
     offset = shard.stat().st_size if damage == "no end" else at + {"header": 200, "side": 512}.get(damage, 0)
     assert all("shard-000.tar" in d and f"at byte {offset:,}" in d for _, _, d in found.refused_examples)
+
+
+def test_every_published_corpus_says_its_size():
+    told = CliRunner().invoke(commands, []).output
+    for name in ("common_voice", "gigaspeech", "peoples_speech", "libriheavy"):
+        [line] = [part for part in told.splitlines() if name in part]
+        assert re.search(r"[\d,]+ h ", line)
+    assert "2,000 clips" in next(part for part in told.splitlines() if " esc50" in part)
 
 
 def test_captions_claim_what_the_label_says():
