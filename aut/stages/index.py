@@ -5,7 +5,8 @@ Out   data/index/<role>/<source>/: part-*.parquet sorted by id, quarantine.parqu
       data/fingerprints/<role>/<source>/: part-*.parquet, the same rows in the same order
 Why   a clip is decoded once, for its duration, content hash and fingerprint. Blocks of clips go to any Executor and
       come back as Parquet bytes, kept in AUT_WORK: a kill -9 loses the blocks in flight. Sorting is by distribution
-      (splitters from a sample of ids), so memory is a part, whatever the corpus' size.
+      (splitters from a sample of ids), so memory is a part, whatever the corpus' size; a clip more changes a
+      part or two (docs/data.md has figures).
       Price: the corpus is listed twice (ids are checked before anything is decoded), blocks are written twice.
 Run   aut index SOURCE
 """
@@ -19,7 +20,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 BLOCK = 256  # clips: one call of the executor, one file that survives a kill
-PART = 50_000  # rows of a part, about: 125 bytes of fingerprint a second make it 60 MB for 10-s clips
-SAMPLE = 16  # every so many rows of a block enter the sample that parts are cut by
+PART = 50_000  # rows of a part, 0.5 to 1.5 times: 125 bytes of fingerprint a second, 60 MB for 10-s clips
+SAMPLE = 64  # one id in so many may begin a part
 ALONE = 2500  # clips: below, starting workers costs more than it saves, with another stage on the other cores
 QUARANTINE = ["id", "uri", "reason", "detail"]
 ANEW = (
@@ -304,12 +305,10 @@ def _rows_by_part(work: Work, blocks: list[Path]) -> Iterator[Iterator[pl.DataFr
     import numpy as np
     import polars as pl
 
-    sample = pl.concat([pl.read_parquet(b, columns=["id"]).get_column("id").gather_every(SAMPLE) for b in blocks])
-    parts = max(1, round(len(blocks) * BLOCK / PART))
-    if parts == 1:
+    splitters = pl.Series(_splitters(blocks), dtype=pl.String)
+    if splitters.is_empty():
         yield iter([pl.read_parquet(blocks).sort("id")])
         return
-    splitters = sample.sort()[[len(sample) * p // parts for p in range(1, parts)]].unique().sort()
     folder = work.folder / "parts"
     shutil.rmtree(folder, ignore_errors=True)
     for number, block in enumerate(blocks):
@@ -322,6 +321,24 @@ def _rows_by_part(work: Work, blocks: list[Path]) -> Iterator[Iterator[pl.DataFr
         yield (_joined(p) for p in sorted(folder.iterdir()))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _splitters(blocks: Sequence[Path]) -> list[str]:
+    """First id of each part but the first: of half to one and a half times PART rows after a splitter, the sampled id
+    of the smallest hash. Ids are sampled by hash, too, so a clip more or less moves no splitter but those beside it.
+    """
+    import numpy as np
+    import polars as pl
+
+    ids = (i for block in blocks for i in pl.read_parquet(block, columns=["id"])["id"])
+    found = sorted((i, h) for i in ids if (h := _id_hash(i)) % SAMPLE == 0)
+    hashes = np.array([h for _, h in found], np.uint64)
+    low, high = PART // (2 * SAMPLE), 3 * PART // (2 * SAMPLE)
+    at, first = 0, []
+    while len(found) - at > high:
+        at += low + int(hashes[at + low : at + high].argmin())
+        first.append(found[at][0])
+    return first
 
 
 def _joined(folder: Path) -> pl.DataFrame:

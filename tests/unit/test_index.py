@@ -99,6 +99,27 @@ def test_any_executor_and_block_size_of_parts_gives_the_same_bytes(make, monkeyp
     assert [i for p in parts for i in pl.read_parquet(p)["id"]] == [f"mine/{n:03d}.wav" for n in range(33)]
 
 
+def test_a_clip_more_moves_only_the_splitters_beside_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(stage, "PART", 200)
+    monkeypatch.setattr(stage, "SAMPLE", 4)
+    rng = np.random.default_rng(0)
+    ids = [f"mine/{n:012x}" for n in rng.integers(0, 1 << 48, 6000)]
+
+    def split(listed):
+        for n, start in enumerate(range(0, len(listed), 256)):
+            pl.DataFrame({"id": listed[start : start + 256]}).write_parquet(tmp_path / f"{n:02d}")
+        return stage._splitters(sorted(tmp_path.iterdir())[: n + 1])
+
+    before = split(ids)
+    sizes = np.diff(np.searchsorted(np.sort(ids), before))
+    assert 20 <= len(before) <= 45
+    assert 70 <= sizes.min() <= sizes.max() <= 330
+    moved = [len({*before} ^ {*split([f"mine/{n:012x}", *ids])}) for n in rng.integers(0, 1 << 48, 20)]
+    assert max(moved) <= 6
+    assert sum(m == 0 for m in moved) >= 15
+    assert split(ids[::-1]) == before
+
+
 def test_each_bad_row_has_its_reason(make):
     rows = tones(make.corpus, 3)
     (make.corpus / "empty.wav").write_bytes(b"")
