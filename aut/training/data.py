@@ -94,8 +94,16 @@ class Micro:
         longest = int(self.n_B[rows].max())
         tokens = int((self.targets_BL[rows] != IGNORED).sum(axis=1).max())
         ids_BL, targets_BL = self.ids_BL[rows, :tokens], self.targets_BL[rows, :tokens]
-        x_BT, n_B, domain_B, position_B = (a[rows] for a in (self.x_BT, self.n_B, self.domain_B, self.position_B))
-        return Micro(x_BT[:, :longest], n_B, ids_BL, targets_BL, domain_B, position_B, self.planned_s)
+        n_B, domain_B, position_B = (a[rows] for a in (self.n_B, self.domain_B, self.position_B))
+        return replace(
+            self,
+            x_BT=self.x_BT[rows, :longest],
+            n_B=n_B,
+            ids_BL=ids_BL,
+            targets_BL=targets_BL,
+            domain_B=domain_B,
+            position_B=position_B,
+        )
 
 
 @dataclass(frozen=True)
