@@ -129,7 +129,7 @@ def doctor() -> None:
     for finding in findings():
         wrong += finding.state == "wrong"
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-        typer.echo(f"{marks[finding.state]}  {finding.what:<12}  {finding.detail}{remedy}")
+        typer.echo(f"{marks[finding.state]}  {finding.what:<13}  {finding.detail}{remedy}")
     if wrong:
         raise typer.Exit(1)
 
