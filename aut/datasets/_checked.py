@@ -53,6 +53,22 @@ def checked(clip: Clip) -> Clip:
 
 def fault_of(clip: Clip) -> str:
     """What makes a clip one that no index can hold; '' for all others."""
+    try:  # nearly every clip: one look at all its texts, for millions are listed
+        text, label = ("" if t is None else t for t in (clip.text, clip.label))
+        known = (clip.key, clip.uri, text, clip.text_origin, label, clip.split, clip.source_id, clip.licence)
+        "".join((*known, *clip.extra.values())).encode()
+        if math.isfinite(clip.start_s + (clip.length_s or 0.0)) and "\0" not in clip.uri and not _blank(label):
+            return ""
+    except (TypeError, UnicodeEncodeError):
+        pass
+    return _fault(clip)
+
+
+def _blank(label: str) -> bool:
+    return bool(label) and not humanise(label)
+
+
+def _fault(clip: Clip) -> str:
     named = [(name, getattr(clip, name)) for name in TEXTS]
     named += [(name, value) for name in ("text", "label") if (value := getattr(clip, name)) is not None]
     for name, value in [*named, *clip.extra.items()]:
@@ -62,7 +78,7 @@ def fault_of(clip: Clip) -> str:
             return f"{name} '{plain(value)[:LONGEST]}' is no valid UTF-8"
     if "\0" in clip.uri:
         return "uri holds a NUL"
-    if clip.label and not humanise(clip.label):
+    if clip.label and _blank(clip.label):
         return f"label '{clip.label}' holds no word"
     for name, at in (("start_s", clip.start_s), ("length_s", clip.length_s)):
         if at is not None and not (isinstance(at, int | float) and math.isfinite(at)):
