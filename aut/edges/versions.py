@@ -21,10 +21,12 @@ from aut.edges.loading import _download, _facts, _parse, cache_folder
 from aut.edges.store import away, client, mlflow_module, plain
 from aut.errors import DataError, MissingInput, TrackingError
 from aut.files import digest_json, digest_tree, read_json, replacing, write_bytes, write_json
+from aut.serving.engine import Passing
 from aut.serving.versions import EXAMPLE, Pointer
 
 PACKAGE = ("encoder", "heads", "neighbours", "evidence.json", "report.html")
 CONTENTS = "contents.json"
+TIMEOUT_S = "15"  # of a request to the registry, MLflow waits 120: a server that stops waits for its downloads
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what stores answer for an alias that names nothing
 
 
@@ -35,6 +37,7 @@ class Registry:
 
     def __init__(self, uri: str, address: str, prepare: Callable[[], None] = lambda: None) -> None:
         self.uri, self.address, self._prepare = uri, address, prepare
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_S)
         self.name, self.alias, self.number = _parse(address)
         self._ready = False
         self._found: dict[str, tuple[str, str]] = {}  # version -> where its files are, what it is
@@ -76,7 +79,8 @@ class Registry:
             return False
 
     def fetch(self, pointer: Pointer) -> Path:
-        """The version's folder, downloaded when this machine lacks it. DataError: not what was registered.
+        """The version's folder, downloaded when this machine lacks it. Passing: not what was registered,
+        as after a download that was cut.
 
         Its files were checked against the registered digest when they came, and are against that digest now.
         """
@@ -88,8 +92,8 @@ class Registry:
             tree = _facts(self.uri, source, pointer.address)["tree"]
             with replacing(folder) as draft:
                 self._fill(draft, source, pointer)
-                if (found := digest_tree(draft / "encoder")) != tree:
-                    raise DataError(f"the encoder of {pointer.address} has digest {found}, registered was {tree}")
+                if (found := digest_tree(draft / "encoder")) != tree:  # the draft goes: a next try downloads anew
+                    raise Passing(f"the encoder of {pointer.address} has digest {found}, registered was {tree}")
                 parts = {name: digest_tree(draft / name) for name in PACKAGE if (draft / name).exists()}
                 write_json(draft / CONTENTS, parts)
         self._remember(pointer, folder)

@@ -34,6 +34,10 @@ COMPUTE_S = 600.0  # a pass that takes longer has hung
 FACTS = ("kind", "name", "digest", "width", "hop_s", "rate_hz")
 
 
+class Passing(DataError):
+    """A version does not open now and may later: its process was ended, its download was cut."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """What is wanted of a clip: frames [F, D] of a layer, or one vector a pooling."""
@@ -46,7 +50,8 @@ class Ask:
 class Engine:
     """The encoder as the server sees it. `layers` counts the states `layer` may name; `packs`: lengths may mix freely.
 
-    `example_BD` is what the version made of its own example, at two lengths. DataError, MissingInput: it does not open.
+    `example_BD` is what the version made of its own example, at two lengths. DataError, MissingInput: it does not open;
+    Passing: its process was ended as it opened.
     """
 
     def __init__(self, folder: Path, example: Path, device: str | None = None, workers: int = 2) -> None:
@@ -60,7 +65,7 @@ class Engine:
                 self._crew.greetings()
         except Lost as lost:
             self._crew.close()
-            raise DataError(f"the process that opened it ended ({lost})", "look for what ended it: memory?") from None
+            raise Passing(f"the process that opened it ended ({lost})", "look for what ended it: memory?") from None
         except BaseException:
             self._crew.close()
             raise

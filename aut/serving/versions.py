@@ -23,6 +23,7 @@ from aut.files import read_json
 from aut.serving.engine import Engine
 
 EXAMPLE = "example.audio"
+POOLINGS = ("valid", "padded")  # of aut/encoders/clipwise.py
 Array = NDArray[np.float32]
 
 
@@ -153,18 +154,21 @@ def prove(encoder: Engine, heads: dict[str, Head]) -> None:
 
 
 def read_head(folder: Path, width: int) -> Head:
-    """heads/<set>/. DataError where its arrays do not fit its labels or the encoder's width."""
+    """heads/<set>/. DataError where its arrays do not fit its labels or the encoder's width, or no encoder pools as
+    it was trained."""
     from safetensors.numpy import load_file
 
     facts = read_json(folder / "head.json")
     arrays = _arrays(load_file, folder / "head.safetensors")
     labels = [str(label) for label in facts["labels"]]
+    if (pooling := str(facts["pooling"])) not in POOLINGS:
+        raise DataError(f"{folder}/head.json pools '{pooling}', known are {', '.join(POOLINGS)}", "register it again")
     expected = {"weight": (len(labels), width), "bias": (len(labels),), "mean": (width,), "scale": (width,)}
     found = {name: array.shape for name, array in arrays.items()}
     if found != expected:
         raise DataError(f"{folder}/head.safetensors has {found}, expected {expected}", "register the version again")
     tensors = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    return Head(labels, str(facts["pooling"]), tensors["weight"], tensors["bias"], tensors["mean"], tensors["scale"])
+    return Head(labels, pooling, tensors["weight"], tensors["bias"], tensors["mean"], tensors["scale"])
 
 
 def read_neighbours(facts: Path, width: int) -> Neighbours:

@@ -12,16 +12,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from aut.errors import AutError, DataError, MissingInput, TrackingError
+from aut.serving.engine import Passing
 from aut.serving.limits import Refused
 from aut.serving.versions import Pointer, Served, open_version
 
 log = logging.getLogger("aut.serving")
 RETRY_S = 60.0  # before a version that could not be loaded for a passing reason (memory, disk) is tried again
+PATIENCE_S = 5.0  # a source that has not answered by then is away, until it answers
 
 
 class Source(Protocol):
@@ -66,7 +69,7 @@ class Watcher:
         workers: int = 2,
     ) -> None:
         self.source, self.device, self.poll_s, self.changed = source, device, poll_s, changed
-        self.workers = workers
+        self.workers, self.patience_s = workers, PATIENCE_S
         self._served: Served | None = None
         self.away: str | None = None  # why the registry does not answer
         self.refused: dict[str, str] = {}  # version -> why it is not served
@@ -111,19 +114,46 @@ class Watcher:
     def look(self) -> None:
         """Asks the source once and follows it."""
         try:
-            self._follow(self.source.current())
+            pointer = self._asked()
+            if self._stop.is_set():
+                return
+            self._follow(pointer)
             self.away = None
         except TrackingError as error:
             self._went_away(error)
         finally:
             self.looked = True
 
+    def _asked(self) -> Pointer | None:
+        """What the source says. One that accepts and never answers is waited for, without holding up a start from the
+        copy that lies here, or a stop; its thread is nobody's to join."""
+        answer: Future[Pointer | None] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self.source.current())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="aut-ask", daemon=True).start()
+        if not wait([answer], self.patience_s).done:
+            self._went_away(TrackingError(f"the registry has not answered for {self.patience_s:g} s"))
+            self.looked = True
+        while not self._stop.is_set():
+            if wait([answer], 0.1).done:
+                return answer.result()
+        return None
+
     def status(self) -> dict[str, Any]:
         """Body of /health/ready."""
+        folder = isinstance(self.source, Folder)
         told: dict[str, Any] = {"ready": self._served is not None, "registry": self.away or "answers"}
+        if folder:
+            told["registry"] = "none"
         if self._served:
             told |= {"version": self._served.pointer.address, "alias": self._served.pointer.alias}
             told |= {"weights": self._served.encoder.digest, "from": "local copy" if self.away else "registry"}
+            told |= {"from": "folder"} if folder else {}
         if self.refused:
             told["refused"] = dict(self.refused)
         return told
@@ -140,7 +170,7 @@ class Watcher:
             raise
         except Exception as error:
             why = str(error) if isinstance(error, AutError) else f"{type(error).__name__}: {error}"
-            lasting = isinstance(error, DataError | MissingInput)
+            lasting = isinstance(error, DataError | MissingInput) and not isinstance(error, Passing)
             self.refused[pointer.number] = why
             self._tried[pointer.number] = float("inf") if lasting else time.monotonic() + RETRY_S
             log.error("version %s is refused: %s", pointer.number, why)

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 import aut
 from aut.edges.versions import Registry
-from aut.errors import DataError, TrackingError
-from aut.files import digest_tree, write_json
+from aut.errors import TrackingError
+from aut.files import digest_tree, read_json, write_json
+from aut.serving.engine import Passing
 from aut.serving.versions import EXAMPLE, Pointer, open_version
 from aut.serving.watcher import Watcher
 from tests.unit.serving_fixture import Shelf, file_of, publish_version, serving, sound, write_version
@@ -69,12 +70,14 @@ def damage(folder, what):
         tensors = load_file(path)
         save_file({k: np.full_like(v, np.nan) for k, v in tensors.items()}, path)
         from aut.encoders.clipwise import identity
-        from aut.files import read_json
 
         facts = read_json(folder / "encoder/encoder.json")
         write_json(folder / "encoder/encoder.json", facts | {"digest": identity(folder / "encoder", "whisper", 80)})
     elif what == "head":
         save_file({"weight": np.zeros((2, 3), np.float32)}, folder / "heads/words/head.safetensors")
+    elif what == "pooling":
+        path = folder / "heads/words/head.json"
+        write_json(path, read_json(path) | {"pooling": "median"})
     elif what == "pickle":
         (folder / "heads/words/head.safetensors").write_bytes(b"\x80\x04\x95\x10")
     elif what == "example":
@@ -83,7 +86,7 @@ def damage(folder, what):
         write_json(folder / "neighbours/words.json", {"ids": ["one"], "labels": ["a"]})
 
 
-@pytest.mark.parametrize("what", ["weights", "nan", "head", "pickle", "example", "neighbours"])
+@pytest.mark.parametrize("what", ["weights", "nan", "head", "pooling", "pickle", "example", "neighbours"])
 def test_a_version_that_is_not_whole_is_refused_and_the_old_one_stays(shelf, tmp_path, what):
     broken = write_version(tmp_path / "broken", seed=9)
     damage(broken, what)
@@ -151,6 +154,72 @@ def test_away_at_the_start_the_local_copy_answers(shelf):
     watcher.look()
     assert watcher.served.pointer.number == "3"
     assert watcher.status()["from"] == "local copy"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_registry_that_accepts_and_never_answers_holds_up_neither_start_nor_stop(shelf, kept):
+    answers = threading.Event()
+
+    class Mute(Shelf):
+        def current(self):
+            answers.wait(60)
+            return super().current()
+
+    source = Mute(shelf, "2")
+    if kept:
+        source.kept = Pointer("whisper-aut", "3", "run3", "champion"), shelf["3"]
+    watcher = Watcher(source, poll_s=0.05)
+    watcher.patience_s = 0.2
+    watcher.start()
+    until = time.monotonic() + 20
+    while not watcher.looked and time.monotonic() < until:
+        time.sleep(0.01)
+    status = watcher.status()
+    assert "has not answered for 0.2 s" in status["registry"]
+    assert status["ready"] is kept
+    if kept:
+        assert (status["from"], watcher.served.pointer.number) == ("local copy", "3")
+        answers.set()
+        while watcher.served.pointer.number != "2" and time.monotonic() < until:
+            time.sleep(0.01)
+        assert watcher.served.pointer.number == "2"
+    started = time.monotonic()
+    watcher.stop()
+    assert time.monotonic() - started < 5
+    answers.set()
+
+
+def test_a_process_that_is_ended_as_it_opens_is_tried_again(shelf, monkeypatch):
+    from aut.serving import engine, watcher
+    from aut.serving.workers import Lost
+
+    fail = [True]
+
+    class Killed(engine.Crew):
+        def greetings(self):
+            if fail:
+                raise Lost("EOFError")
+            return super().greetings()
+
+    monkeypatch.setattr(engine, "Crew", Killed)
+    monkeypatch.setattr(watcher, "RETRY_S", 0.0)
+    watch = Watcher(Shelf(shelf, "1"))
+    watch.look()
+    assert "ended" in watch.status()["refused"]["1"]
+    fail.clear()
+    watch.look()
+    assert watch.served.pointer.number == "1"
+    assert "refused" not in watch.status()
+    watch.stop()
+
+
+def test_a_folder_says_that_it_is_one(shelf):
+    from aut.serving.watcher import Folder
+
+    watcher = Watcher(Folder(shelf["1"]))
+    watcher.look()
+    assert watcher.status() | {"from": "folder", "registry": "none"} == watcher.status()
+    watcher.stop()
 
 
 def test_away_at_the_start_without_a_copy_says_so(shelf):
@@ -245,10 +314,11 @@ def test_a_damaged_copy_is_fetched_anew_and_changed_artifacts_are_refused(store)
     try:
         original.write_bytes(whole[:-4] + b"evil")
         weights.write_bytes(b"rot")
-        with pytest.raises(DataError, match="registered was"):
+        with pytest.raises(Passing, match="registered was"):
             registry.fetch(pointer)
     finally:
         original.write_bytes(whole)
+    assert (registry.fetch(pointer) / "encoder/model.safetensors").read_bytes() == whole
 
 
 def test_the_copy_is_found_again_when_the_server_is_down(store):
