@@ -3,7 +3,7 @@
 In    an Engine, the loop's State
 Out   <work>/step-00000200/: weights.pt, optimizer.pt, state.json, and digests.json over them, written last
 Why   a folder is written beside and renamed, so a kill leaves the one before. A disk can still cut a renamed file
-      short: the digests tell, and the checkpoint before it is used, said aloud.
+      short: the digests tell, and the one before it is used, said aloud.
       Price: every checkpoint is read once more to digest it.
 
 The random state is not among the files: the loop seeds each step by (seed, step), so there is none to lose.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from aut.errors import DataError
 from aut.files import digest_file, read_json, replacing, write_json
 
 DIGESTS = "digests.json"
+SHORT, TOLD = 8, 3  # characters of a digest, folders in a sentence
 RUN = "run.json"  # which tracked run made the checkpoints beside it
 
 
@@ -32,7 +34,7 @@ class State:
     step       optimiser steps done
     window     sums since the last logged row
     log        metrics rows so far: a resumed run has them all
-    origin     digests of the model it started from and of the rows it is trained on
+    origin     the checkpoint's name; digests of the model it started from, of the rows, of params and code
     captions   samples of every evaluation (aut/training/captions.py)
     """
 
@@ -78,6 +80,8 @@ def finish(work: Path, draft: Path, state: State, keep: int) -> Path:
     with replacing(target, draft):
         write_json(draft / "state.json", asdict(state))
         write_json(draft / DIGESTS, _digests(draft))
+    for ahead in [p for p in checkpoints(work) if p.name > target.name]:
+        shutil.rmtree(ahead)  # it was cut short, or this step would not have been done again
     kept = checkpoints(work)
     best = min(kept, key=lambda p: (_eval_loss(p), p.name))
     for old in kept[:-keep]:
@@ -99,10 +103,14 @@ def read_state(folder: Path) -> State:
 
 
 def newest(work: Path, identity: str, origin: Mapping[str, str] | None = None) -> tuple[Path, State] | None:
-    """The newest checkpoint whose files are whole. DataError where it belongs to another model or other rows."""
+    """The newest checkpoint whose files are whole; what is passed over for it is said.
+
+    DataError where it belongs to another model or other rows.
+    """
+    cut: list[str] = []
     for folder in reversed(checkpoints(work)):
         if not whole(folder):
-            print(f"{folder} was cut short: the checkpoint before it is used", file=sys.stderr)  # noqa: T201
+            cut.append(folder.name)
             continue
         state = read_state(folder)
         if state.identity != identity:
@@ -110,8 +118,37 @@ def newest(work: Path, identity: str, origin: Mapping[str, str] | None = None) -
                 f"{folder} belongs to another training: {_differences(state, identity, origin or {})}",
                 f"move {work} away",
             )
+        if cut:
+            print(f"{work}: {', '.join(cut)} cut short: {folder.name}, from before, is used", file=sys.stderr)  # noqa: T201
         return folder, state
     return None
+
+
+def elsewhere(work: Path, origin: Mapping[str, str]) -> str:
+    """One sentence on the checkpoints that lie beside `work`, of the same name and other inputs; "" without any.
+
+    Only each folder's newest state.json is read: they are told of, not used.
+    """
+    told = []
+    for sibling in sorted(p for p in work.parent.glob("*") if p != work):
+        with suppress(Exception):  # whatever is wrong with it, it is none of ours
+            folder = checkpoints(sibling)[-1]
+            theirs = read_state(folder).origin
+            if theirs["name"] == origin["name"]:
+                told.append(f"{sibling.name[:SHORT]} ({folder.name}: {_shortly(theirs, origin)})")
+    if not told:
+        return ""
+    more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
+    return (
+        f"checkpoints of other inputs lie in {work.parent}, and are not used: {', '.join(told[:TOLD])}{more}; "
+        "give back the inputs of one to go on from it, or remove its folder"
+    )
+
+
+def _shortly(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    differing = [name for name in ours if theirs.get(name) != ours[name]]
+    told = [f"its {name} {theirs.get(name, 'unknown')[:SHORT]}, here {ours[name][:SHORT]}" for name in differing]
+    return "; ".join(told) or "of another version of aut"
 
 
 def _differences(state: State, identity: str, origin: Mapping[str, str]) -> str:

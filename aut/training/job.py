@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,23 +52,30 @@ class Job:
     @property
     def origin(self) -> dict[str, str]:
         """What a refused checkpoint is told apart by."""
-        return {"model": str(self.inputs.get("base", "trained from nothing")), "mixture": self.order.digest}
+        model = str(self.inputs.get("base", "trained from nothing"))
+        mixture = str(self.inputs.get("mixture", self.order.digest))
+        settings = [self.seed, self._facts["schedule"], self._facts["training"]]
+        others = {name: value for name, value in self.inputs.items() if name not in ("base", "mixture")}
+        params, code = digest_json([settings, others]), self._facts["code"]
+        return {"name": self.name, "model": model, "mixture": mixture, "params": params, "code": code}
 
     @property
     def identity(self) -> str:
-        return digest_json(
-            {
-                "name": self.name,
-                "seed": self.seed,
-                "schedule": self.schedule.model_dump(),
-                "training": self.training.model_dump(),
-                "rows": self.order.digest,
-                "clips": self.plan.clips,
-                "held_out": [row["id"] for row in self.held_out],
-                "inputs": dict(self.inputs),
-                "code": code_digest(),
-            }
-        )
+        return digest_json(self._facts)
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "schedule": self.schedule.model_dump(),
+            "training": self.training.model_dump(),
+            "rows": self.order.digest,
+            "clips": self.plan.clips,
+            "held_out": [row["id"] for row in self.held_out],
+            "inputs": dict(self.inputs),
+            "code": code_digest(),
+        }
 
 
 def code_digest() -> str:
@@ -94,11 +102,13 @@ def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], wor
     from aut.training.checkpoint import RUN
     from aut.training.data import Loader
     from aut.training.engine import open_engine, set_threads
+    from aut.training.launch import check_share
     from aut.training.loop import Run, train
     from aut.training.model import Captioner
     from aut.training.tokenizer import Targets
     from aut.training.upload import uploads
 
+    check_share(job.stage, job.name, job.plan.clips, job.plan.steps, int(os.environ.get("WORLD_SIZE", "1")))
     threads = set_threads()
     torch.manual_seed(job.seed)
     model = Captioner(whisper, job.training, Augment(job.training, job.seed))

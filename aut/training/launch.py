@@ -1,6 +1,6 @@
 """Launch: a training's processes, one a GPU, on one host or several; contradictions said before anything loads.
 
-In    a schedule and training params, AUT_PROCS, AUT_HOSTS, AUT_RDZV, the visible GPUs
+In    a schedule and training params, AUT_PROCS, AUT_HOSTS, AUT_RDZV, AUT_DEVICE, the visible GPUs
 Out   None where this process is to train itself; else the exit code of the processes that were started and ended
 Why   torch's elastic agent stops all processes when one fails or it is told to stop, and each process watches the
       agent (aut/guard.py), so that none survives. Nothing is restarted here: the flow retries, from a checkpoint.
@@ -8,6 +8,7 @@ Run   `AUT_PROCS=2 aut finetune adapted 0`
 
 AUT_PROCS   processes on this host (default: the visible GPUs, else 1)
 AUT_HOSTS   hosts that take part (default 1); each runs the same command, with AUT_WORK on a shared file system
+AUT_DEVICE  cpu: on the CPU, although there are GPUs
 AUT_RDZV    host:port where several hosts meet: the first host's address and a free port
 """
 
@@ -19,6 +20,7 @@ import socket
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 from aut.config import Params, Schedule, Training
 from aut.errors import ConfigError
@@ -26,6 +28,8 @@ from aut.guard import grace_s
 from aut.units import WINDOW_S
 
 MEET_S = 120  # for all hosts to arrive
+DRIVER = Path("/proc/driver/nvidia/version")
+ON_CPU = "set AUT_DEVICE=cpu to train on the CPU"
 
 
 def launch(stage: str, params: Params, item: str) -> int | None:
@@ -43,9 +47,12 @@ def launch(stage: str, params: Params, item: str) -> int | None:
 
 
 def processes() -> int:
-    """How many to start on this host. ConfigError where GPUs are named that torch does not see."""
+    """How many to start on this host. ConfigError where there is or should be a GPU that torch does not see."""
     import torch
 
+    if os.environ.get("AUT_DEVICE") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes to come, too
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     seen = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip() not in ("", "-1")]
     if len(named) > seen:
@@ -54,6 +61,16 @@ def processes() -> int:
             "name those that `nvidia-smi` lists, or unset it; `aut doctor` says more",
         )
     wanted = _number("AUT_PROCS", max(1, seen))
+    if not (seen or hidden) and DRIVER.exists():
+        raise ConfigError(
+            "this host has NVIDIA's driver, but torch sees no GPU",
+            f"install a torch for its CUDA (`nvidia-smi` says which; `aut doctor` says more), or {ON_CPU}",
+        )
+    if not (seen or hidden) and wanted > (os.cpu_count() or 1):
+        raise ConfigError(
+            f"AUT_PROCS={wanted}, but no GPU is visible and this host has {os.cpu_count()} cores",
+            f"lower AUT_PROCS, start it beside the GPUs, or {ON_CPU}",
+        )
     if seen and wanted > seen:
         raise ConfigError(f"AUT_PROCS={wanted}, but {seen} GPUs are visible", "one process a GPU: lower AUT_PROCS")
     return wanted
@@ -75,6 +92,15 @@ def check(stage: str, schedule: Schedule, training: Training, world: int) -> Non
     }
     if found := [what for what, holds in wrong.items() if holds]:
         raise ConfigError(f"{stage}: {'; '.join(found)}", f"mend these in params ({stage}.*) or start otherwise")
+
+
+def check_share(stage: str, name: str, clips: int, steps: int, world: int) -> None:
+    """ConfigError where a step has fewer clips than processes: the control takes as many as its audio needs."""
+    if clips // steps < world:
+        raise ConfigError(
+            f"{stage} {name}: {world} processes share steps of {clips // steps} clips ({clips} in {steps} steps)",
+            f"start fewer processes, or raise {stage}.schedule.batch",
+        )
 
 
 def _run(command: list[str], here: int, hosts: int) -> int:

@@ -251,8 +251,13 @@ def _restore(run: Run) -> State:
     """Process 0 chooses the checkpoint: looking reads all of its bytes."""
     chosen = ""
     if run.engine.rank == 0:
-        run.uploads.fetch(run.work)
+        cut = bool(checkpoint.checkpoints(run.work))
         found = checkpoint.newest(run.work, run.identity, run.origin)
+        if not found:
+            cut |= run.uploads.fetch(run.work)
+            found = checkpoint.newest(run.work, run.identity, run.origin)
+        if not found and (told := _why_anew(run, cut)):
+            print(f"{run.what}: {told}", file=sys.stderr)  # noqa: T201
         chosen = found[0].name if found else ""
     chosen = run.engine.agree(chosen)
     run.engine.start(run.work / chosen if chosen else None)
@@ -262,6 +267,10 @@ def _restore(run: Run) -> State:
     if run.engine.rank == 0:
         print(f"{run.what}: resumes at step {state.step} of {run.plan.steps}", file=sys.stderr)  # noqa: T201
     return state
+
+
+def _why_anew(run: Run, cut: bool) -> str:
+    return "no checkpoint is whole: begins anew" if cut else checkpoint.elsewhere(run.work, run.origin)
 
 
 class Clock:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aut.errors import ConfigError
 from aut.guard import grace_s
 from aut.training import checkpoint
 
@@ -29,8 +30,9 @@ KEPT = 2  # in the second place
 class Uploads:
     """Nowhere to go: does nothing."""
 
-    def fetch(self, work: Path) -> None:
-        """Brings the newest checkpoint back into `work`, where `work` has none."""
+    def fetch(self, work: Path) -> bool:
+        """Brings the newest whole checkpoint back into `work`, which has none; whether any was there, whole or not."""
+        return False
 
     def offer(self, folder: Path) -> None:
         """A finished checkpoint, to be copied when the one before has been."""
@@ -48,7 +50,13 @@ class Remote(Uploads):
     def __init__(self, address: str, name: str) -> None:
         import fsspec
 
-        self._files, root = fsspec.core.url_to_fs(address)
+        try:
+            self._files, root = fsspec.core.url_to_fs(address)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"AUT_CHECKPOINTS={address} cannot be opened ({str(error).rstrip('.')})",
+                f"{_package(address)}, or name a folder",
+            ) from None
         self._root = f"{root.rstrip('/')}/{name}"
         self._next: Path | None = None
         self._changed, self._closing = threading.Condition(), False
@@ -56,19 +64,20 @@ class Remote(Uploads):
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self._thread.start()
 
-    def fetch(self, work: Path) -> None:
-        if checkpoint.checkpoints(work):
-            return
-        for name in reversed(self._finished()):
+    def fetch(self, work: Path) -> bool:
+        names = self._finished()
+        for name in reversed(names):
             draft = work / f".{name}"
             checkpoint.clean(draft)
             self._files.get(f"{self._root}/{name}/", f"{draft}/", recursive=True)
             if checkpoint.whole(draft):
+                shutil.rmtree(work / name, ignore_errors=True)  # cut short, or we would not be here
                 draft.rename(work / name)
                 print(f"{name} was fetched from {self._root}", file=sys.stderr)  # noqa: T201
-                return
-            print(f"{self._root}/{name} was cut short: the one before it is tried", file=sys.stderr)  # noqa: T201
+                break
+            print(f"{self._root}/{name} was cut short, and is passed over", file=sys.stderr)  # noqa: T201
             shutil.rmtree(draft)
+        return bool(names)
 
     def offer(self, folder: Path) -> None:
         linked = folder.with_name(f".up-{folder.name}")
@@ -120,8 +129,18 @@ class Remote(Uploads):
             place = f"{target}/{path.relative_to(folder).as_posix()}"
             self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
             self._files.put_file(str(path), place)
-        for old in self._finished()[:-KEPT]:
+        kept = [other for other in self._finished() if other <= name]
+        for old in {*self._finished()} - {*kept[-KEPT:]}:  # one ahead of us was cut short
             self._files.rm(f"{self._root}/{old}", recursive=True)
+
+
+def _package(address: str) -> str:
+    """What opens such addresses, as fsspec's own list has it."""
+    from fsspec.registry import known_implementations
+
+    found = known_implementations.get(address.partition("://")[0], {}).get("class", "")
+    package = found.partition(".")[0]
+    return f"pip install {package}" if package not in ("", "fsspec") else "write it like s3://bucket/folder"
 
 
 @contextmanager

@@ -6,12 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from aut.contracts import Silent
 from aut.errors import ConfigError
 from aut.training import launch
+from aut.training.job import execute
+from aut.training.plan import Plan
 from tests.unit.test_training_plan import schedule
 from tests.unit.training_case import settings
 
@@ -42,6 +47,46 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,97,98,99,100,101,102,103,104")
     with pytest.raises(ConfigError, match="names 9 GPUs"):
         launch.processes()
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """Torch sees no GPU, and nobody said that it should not."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("AUT_DEVICE", raising=False)
+    monkeypatch.setattr(launch, "DRIVER", Path("/nowhere"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("CUDA_VISIBLE_DEVICES", ""), ("AUT_DEVICE", "cpu")])
+def test_a_gpu_that_torch_does_not_see_is_said_unless_the_cpu_is_meant(monkeypatch, tmp_path, blind, name, value):
+    monkeypatch.setattr(launch, "DRIVER", tmp_path)
+    monkeypatch.setenv("AUT_PROCS", "2")
+    with pytest.raises(ConfigError, match=r"torch sees no GPU.*AUT_DEVICE=cpu"):
+        launch.processes()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back, for AUT_DEVICE writes it
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv(name, value)
+    assert launch.processes() == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_processes_for_gpus_that_are_not_there_are_said_on_a_host_without_any(monkeypatch, blind):
+    cores = os.cpu_count() or 1
+    monkeypatch.setenv("AUT_PROCS", str(cores + 6))
+    with pytest.raises(ConfigError, match=rf"AUT_PROCS={cores + 6}, but no GPU is visible.*AUT_DEVICE=cpu"):
+        launch.processes()
+    monkeypatch.setenv("AUT_PROCS", str(cores))
+    assert launch.processes() == cores
+
+
+def test_a_step_of_fewer_clips_than_processes_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    job = SimpleNamespace(stage="finetune", name="control-0", plan=Plan(10, 25))
+    with pytest.raises(ConfigError, match="finetune control-0: 3 processes share steps of 2 clips"):
+        execute(job, None, tmp_path, {}, tmp_path, Silent())
 
 
 @pytest.mark.parametrize(("name", "value"), [("AUT_PROCS", "two"), ("AUT_PROCS", "0"), ("AUT_RDZV", "nowhere")])

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from aut.contracts import Silent
-from aut.errors import DataError, MissingInput
+from aut.errors import ConfigError, DataError, MissingInput
 from aut.training import checkpoint, loop
 from aut.training.captions import A_DOMAIN, COLUMNS, chosen
 from aut.training.checkpoint import State
@@ -204,6 +205,54 @@ def test_a_copy_cut_short_is_passed_over_for_the_one_before(tmp_path, capsys):
     second.fetch(tmp_path / "elsewhere")
     assert "cut short" in capsys.readouterr().err
     assert [p.name for p in checkpoint.checkpoints(tmp_path / "elsewhere")] == ["step-00000001"]
+
+
+def test_a_whole_copy_is_fetched_where_no_checkpoint_here_is_whole(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AUT_CHECKPOINTS", str(tmp_path / "second"))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(case, tmp_path / "work")
+    for folder in (tmp_path / "work").glob("step-*"):
+        (folder / "weights.pt").write_bytes(b"cut")
+    state, _, _ = run(case, tmp_path / "work", 6)
+    said = capsys.readouterr().err
+    assert "step-00000004 was fetched" in said
+    assert "resumes at step 4" in said
+    assert "begins anew" not in said
+    assert state.step == 6
+
+
+def test_where_no_checkpoint_is_whole_it_begins_anew_and_says_so(case, tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(case, tmp_path)
+    for folder in tmp_path.glob("step-*"):
+        (folder / "weights.pt").write_bytes(b"cut")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(case, tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("no checkpoint is whole: begins anew") == 1
+    assert "is used" not in said
+    assert all(checkpoint.whole(folder) for folder in checkpoint.checkpoints(tmp_path))  # the cut ones push none out
+
+
+def test_checkpoints_of_other_inputs_are_told_of_and_not_used(case, tmp_path, capsys):
+    first = job_of(case, 6)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(case, tmp_path / first.identity)
+    capsys.readouterr()
+    _, _, job = run(case, tmp_path / "new", 6, label_smoothing=0.1)
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if "other inputs" in s]
+    ours, theirs = job.origin["params"][:8], first.origin["params"][:8]
+    assert f"{first.identity[:8]} (step-00000004: its params {theirs}, here {ours})" in line
+    assert "not used" in line
+    assert "remove its folder" in line
+
+
+@pytest.mark.parametrize(("address", "named"), [("foo://x/y", "foo"), ("s3://bucket/f", "s3fs")])
+def test_a_second_place_of_an_unknown_kind_is_named(monkeypatch, address, named):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setenv("AUT_CHECKPOINTS", address)
+    with pytest.raises(ConfigError, match=rf"AUT_CHECKPOINTS={address} cannot be opened.*{named}"), uploads("x"):
+        pass
 
 
 def test_a_second_place_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, capsys):
