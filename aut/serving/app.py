@@ -23,7 +23,7 @@ from aut import __version__
 from aut.serving import pages
 from aut.serving.answers import Format, answer, check_size, dumped
 from aut.serving.engine import Ask
-from aut.serving.gate import SERVED, Gate
+from aut.serving.gate import DEADLINE, SERVED, Gate, failed
 from aut.serving.intake import Asked, body_of, parse, parse_mlflow
 from aut.serving.limits import Refused
 from aut.serving.openapi import BODIES, CLASSIFIED, EMBEDDED, HEARD, PREDICTED, TABLE
@@ -55,6 +55,7 @@ def create(service: Service) -> Gate:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(Exception, _failed)
     app.post("/v1/embeddings", response_model=None, openapi_extra=BODIES, responses=EMBEDDED)(embeddings)
     app.post("/v1/classify", response_model=None, openapi_extra=BODIES, responses=CLASSIFIED)(classify)
     app.post("/v1/features", response_model=None, openapi_extra=BODIES, responses=HEARD)(features)
@@ -119,13 +120,13 @@ async def classify(
 async def features(request: Request) -> Response:
     """What the model hears of one clip: waveform envelope and log-mel, for a picture. Its first 30 s."""
     asked = await _asked(request)
-    return dumped(await _service(request).heard(asked.files[0]))
+    return dumped(await unless_gone(request, _service(request).heard(asked.files[0], request.scope[DEADLINE])))
 
 
 async def invocations(request: Request) -> Response:
     """MLflow's scoring protocol: a table with audio as base64 in the column `audio`."""
     service = _service(request)
-    async with body_of(request, service.limits, service.slots) as body:
+    async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
         asked = await parse_mlflow(body, service.limits)
     done = await _answered(request, asked.files, Ask())
     return dumped({"predictions": [{"embedding": result["valid"].tolist()} for result in done.results]})
@@ -208,12 +209,12 @@ def _service(request: Request) -> Service:
 
 async def _asked(request: Request) -> Asked:
     service = _service(request)
-    async with body_of(request, service.limits, service.slots) as body:
+    async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
         return await parse(body, request.headers, service.limits)
 
 
 async def _answered(request: Request, files: list[bytes], ask: Ask, check: Check | None = None) -> Answered:
-    done = await unless_gone(request, _service(request).answer(files, ask, check))
+    done = await unless_gone(request, _service(request).answer(files, ask, request.scope[DEADLINE], check))
     request.scope[SERVED] = done.served
     return done
 
@@ -246,6 +247,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     _service(request).metrics.refusals.labels(refused.reason).inc()
     headers = refused.headers() | ({"Connection": "close"} if refused.status in (408, 413) else {})
     return dumped(refused.body(), refused.status, headers)
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    return await _refused(request, failed())
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

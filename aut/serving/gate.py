@@ -7,6 +7,7 @@ Why   pure ASGI, because a full server must say 429 before it has routed, parsed
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -37,6 +38,8 @@ FIXED = {
 PAGE = {"Permissions-Policy": "microphone=(self), camera=(), geolocation=()"}
 SERVED = "aut.served"
 """Key of the scope where a handler leaves the version that computed its answer."""
+DEADLINE = "aut.deadline"
+"""Key of the scope: until when, of the loop's clock, the body must have come and the answer be made."""
 
 
 class Gate:
@@ -51,12 +54,15 @@ class Gate:
             await self.app(scope, receive, send)
             return
         started, path = time.perf_counter(), scope["path"]
-        status = 500
+        status, begun, ended = 500, False, False
+        scope[DEADLINE] = asyncio.get_running_loop().time() + self.service.limits.request_s
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun, ended
+            if message["type"] == "http.response.body":
+                ended = not message.get("more_body", False)
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message["headers"] = [*message["headers"], *self._headers(scope)]
             await send(message)
 
@@ -66,10 +72,11 @@ class Gate:
         except Refused as refused:
             await self.refuse(refused, counted)
         except Exception as error:
-            if status != 500:  # the answer has begun: the connection is all that can be ended
+            if begun and not ended:  # the connection is all that can be ended
                 raise
             log.exception("a request failed: %s", type(error).__name__)
-            await self.refuse(Refused(500, "internal", "the server failed; its log says why"), counted)
+            if not begun:
+                await self.refuse(failed(), counted)
         finally:
             route = path if path in ROUTES else "other"
             self.service.metrics.answered(route, status, time.perf_counter() - started)
@@ -96,6 +103,11 @@ class Gate:
         csp = REPORT_CSP if scope["path"] == "/report" else CSP
         page = PAGE if scope["path"] == "/" else {}
         return _raw({**FIXED, **page, "Content-Security-Policy": csp, **(served.headers() if served else {})})
+
+
+def failed() -> Refused:
+    """What is told of an error that nobody expected."""
+    return Refused(500, "internal", "the server failed; its log says why")
 
 
 def _given(scope: Any) -> bytes:

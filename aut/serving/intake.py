@@ -39,15 +39,16 @@ class Asked:
 
 
 @asynccontextmanager
-async def body_of(request: Request, limits: Limits, slots: Slots) -> AsyncIterator[bytes]:
-    """The body, its bytes counted until the block ends. Refused: 413 too large, 408 too slow, 400 cut short."""
+async def body_of(request: Request, limits: Limits, slots: Slots, deadline: float) -> AsyncIterator[bytes]:
+    """The body, its bytes counted until the block ends. Refused: 413 too large, 408 not whole by the deadline, 400 cut
+    short."""
     taken = 0
     parts: list[bytes] = []
     try:
         declared = _declared(request.headers.get("content-length"))
         if declared > limits.request_bytes:
             raise _too_large(limits)
-        async with asyncio.timeout(limits.request_s):
+        async with asyncio.timeout_at(deadline):
             async for part in request.stream():
                 slots.take_bytes(len(part))
                 taken += len(part)

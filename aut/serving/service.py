@@ -12,9 +12,9 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -87,32 +87,37 @@ class Service:
         gc.collect()
         gc.freeze()  # modules and weights stay: looking through them for garbage stalls all requests for 150 ms
 
-    async def answer(self, files: Sequence[bytes], ask: Ask, check: Check | None = None) -> Answered:
+    async def answer(self, files: Sequence[bytes], ask: Ask, deadline: float, check: Check | None = None) -> Answered:
         """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline.
 
         `check` may refuse what the clips' seconds would make, before it is computed.
         """
         served = self.watcher.served
         _check_layer(ask, served)
-        deadline = asyncio.get_running_loop().time() + self.limits.request_s
         with self.slots.hold(len(files)):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    clips, seconds = await self._decoded(files, served.encoder.rate_hz)
-                    if check:
-                        check(served, seconds)
-                    results = await self.batcher.submit(clips, ask, served, deadline)
-            except TimeoutError:
-                limit = f"no answer within {self.limits.request_s:g} s"
-                raise Refused(504, "deadline", limit, self.slots.wait_s()) from None
+            async with self._until(deadline):
+                clips, seconds = await self._decoded(files, served.encoder.rate_hz)
+                if check:
+                    check(served, seconds)
+                results = await self.batcher.submit(clips, ask, served, deadline)
         return Answered(served, results, seconds)
 
-    async def heard(self, file: bytes) -> dict[str, Any]:
-        """Waveform and log-mel of a file, for a picture. Refused 422."""
+    async def heard(self, file: bytes, deadline: float) -> dict[str, Any]:
+        """Waveform and log-mel of a file, for a picture. Refused 422, 504."""
         with self.slots.hold(1):
-            calls = self._each([(self.decoders.heard, file, self.limits.request_s)])
-            (told,) = [answer async for answer in calls]
+            async with self._until(deadline):
+                calls = self._each([(self.decoders.heard, file, self.limits.request_s)])
+                (told,) = [answer async for answer in calls]
         return cast(dict[str, Any], told)
+
+    @asynccontextmanager
+    async def _until(self, deadline: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError:
+            limit = f"no answer within {self.limits.request_s:g} s"
+            raise Refused(504, "deadline", limit, self.slots.wait_s()) from None
 
     async def _decoded(self, files: Sequence[bytes], rate_hz: int) -> tuple[list[Array], list[float]]:
         """Each file as mono samples, and its seconds. Refused: 422 with the reason of one that cannot be read, 413 as

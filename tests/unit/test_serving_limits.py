@@ -422,7 +422,60 @@ def test_a_model_that_fails_is_a_500_without_details_and_the_next_request_is_ans
     clip = file_of(sound(0.2))
     first, second = post(version, clip, clip, run=run)
     assert (first.status_code, second.status_code) == (500, 200)
+    assert first.json()["error"]["reason"] == "internal"
+    assert first.headers["content-type"] == "application/json"
     assert "secret" not in first.text
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/features"])
+def test_one_deadline_holds_for_body_and_answer_of_every_route(version, path):
+    """A body that takes half of the time leaves half of it for the answer."""
+    go_on = threading.Event()
+
+    async def body():
+        await asyncio.sleep(0.4)
+        yield file_of(sound(0.2))
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), Limits(request_s=0.8), run=slow(0)) as (client, service):
+            service.decoders.decoded = service.decoders.heard = lambda *args: go_on.wait(20)
+            started = time.monotonic()
+            answer = await client.post(path, content=body())
+            took = time.monotonic() - started
+            held = service.slots.clips
+            go_on.set()
+            async with asyncio.timeout(5):
+                while service.slots.clips:
+                    await asyncio.sleep(0.01)
+            return answer, took, held
+
+    answer, took, held = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (504, "deadline")
+    assert took < 1.15
+    assert held == 1, "its decode goes on"
+
+
+def test_an_answer_is_started_once(version):
+    """Whatever fails, and wherever."""
+    from aut.serving.app import create
+    from aut.serving.service import Service
+
+    gate = create(Service(Shelf({"1": version}, "1")))
+    gate.service.metrics.text = lambda: 1 / 0
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "raw_path": b"", "query_string": b"", "headers": []}
+    scope |= {"http_version": "1.1", "scheme": "http", "server": ("a", 1), "client": ("b", 2)}
+    asyncio.run(gate(scope, receive, send))
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"])["error"]["reason"] == "internal"
 
 
 def test_bodies_are_never_logged(version, caplog):
