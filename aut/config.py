@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,7 +30,20 @@ from pydantic import (
 from aut.errors import ConfigError
 from aut.units import Domain, Role
 
+T = TypeVar("T")
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if twice := [v for v in values if values.count(v) > 1]:
+        raise ValueError(f"'{twice[0]}' is given twice")
+    return values
+
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
+"""A share of which neither nothing nor everything makes sense."""
+Some = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
+"""At least one, none twice: a seed given twice would be counted as two."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 """Sources, probe sets and encoders: these names become DVC stage names and folders."""
 
@@ -177,8 +191,8 @@ class Base(Frozen):
 
 
 class Finetune(Frozen):
-    arms: list[Literal["adapted", "control"]]
-    seeds: list[NonNegativeInt]
+    arms: Some[Literal["adapted", "control"]]
+    seeds: Some[NonNegativeInt]
     schedule: Schedule
     training: Training
 
@@ -192,9 +206,15 @@ class Export(Frozen):
 class Embed(Frozen):
     sets: list[str]  # the probe sets: derived in conf
     encoders: list[str]
-    poolings: list[Literal["valid", "padded"]]  # the first one decides; padded is the ablation
+    poolings: Some[Literal["valid", "padded"]]  # the first one decides; padded is the ablation
     layers: Literal["last", "all"]
     max_s: PositiveFloat
+
+
+def _divides(folds: str | int) -> str | int:
+    if isinstance(folds, int) and folds < 2:
+        raise ValueError(f"{folds} leaves nothing to train on: give official, split, or 2 and more")
+    return folds
 
 
 class Protocol(Frozen):
@@ -205,34 +225,49 @@ class Protocol(Frozen):
     repeats    for integer folds only: how many random divisions
     """
 
-    folds: Literal["official", "split"] | PositiveInt
+    folds: Annotated[Literal["official", "split"] | int, AfterValidator(_divides)]
     test_fold: str | None = None  # only this fold is tested (the paper's ESC-50 fold 5)
     repeats: PositiveInt = 1
-    stratified_fraction: Fraction | None = None  # a random test share instead of folds (the paper's GTZAN)
+    stratified_fraction: Inside | None = None  # a random test share instead of folds (the paper's GTZAN)
     labels: str | None = None  # label mapping known to the dataset ('superb12'); null: as indexed
     exclude: str | None = None  # exclusion list known to the dataset ('sturm'); null: none
     solver: Literal["logistic", "adam"]
 
+    @model_validator(mode="after")
+    def _repeats_are_used(self) -> Protocol:
+        if self.repeats > 1 and (isinstance(self.folds, str) or self.stratified_fraction is not None):
+            how = f"folds: {self.folds}" if self.stratified_fraction is None else "stratified_fraction"
+            raise ValueError(f"repeats = {self.repeats} with {how}: only a number of folds is divided again, give 1")
+        return self
+
+
+class Adam(Frozen):
+    """How the linear layer of solver `adam` is trained."""
+
+    lr: PositiveFloat
+    batch: PositiveInt
+    epochs: PositiveInt
+
 
 class Probe(Frozen):
-    sets: dict[Name, list[str]]  # probe source -> protocols, the first one decides
+    sets: dict[Name, Some[str]]  # probe source -> protocols, the first one decides
     protocols: dict[str, Protocol]
-    seeds: list[NonNegativeInt]  # for random fits (adam)
-    c_grid: list[PositiveFloat]  # logistic: chosen inside the training part
-    inner_folds: PositiveInt
+    seeds: Some[NonNegativeInt]  # for random fits (adam)
+    c_grid: Some[PositiveFloat]  # logistic: chosen inside the training part
+    inner_folds: Annotated[int, Field(ge=2)]
     tolerance: PositiveFloat
     inner_tolerance: PositiveFloat  # of the fits that only rank values of C
-    adam: dict[Literal["lr", "batch", "epochs"], float]
+    adam: Adam
     knn: NonNegativeInt  # neighbours of the k-NN ablation, 0: off
 
 
 class Compare(Frozen):
     a: str  # 'adapted'
-    against: list[str]  # arms or encoders: base, control
+    against: Some[str]  # arms or encoders: base, control
     baselines: list[str]  # in the table and in the 'beats' verdicts
     resamples: PositiveInt
-    level: Fraction  # of the intervals
-    power: Fraction  # of the minimum detectable difference
+    level: Inside  # of the intervals
+    power: Inside  # of the minimum detectable difference
 
 
 class Gates(Frozen):
@@ -279,9 +314,23 @@ class Params(Frozen):
                 for n in names
                 if n not in known
             ]
+        wrong += self._unknown_rivals()
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def _unknown_rivals(self) -> list[str]:
+        """What `compare` names that no embedding will be there of: it would be left out of the report in silence."""
+        c, arms = self.compare, self.finetune.arms
+        wrong = [] if c.a in arms else [f"compare.a: '{c.a}' is not in finetune.arms ({', '.join(arms)})"]
+        there = list(dict.fromkeys(n.partition("-")[0] for n in self.embed.encoders))  # 'adapted-0' is told as its arm
+        for key, names in (("against", c.against), ("baselines", c.baselines)):
+            wrong += [
+                f"compare.{key}: '{n}' is none of what is embedded ({', '.join(there)})"
+                for n in names
+                if n not in there
+            ]
+        return wrong + ([f"compare.against: '{c.a}' is compare.a itself"] if c.a in c.against else [])
 
     def pool(self, domain: Domain) -> list[str]:
         """Names of the sources that feed a domain's training pool, sorted."""

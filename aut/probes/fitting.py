@@ -78,7 +78,7 @@ def linear_adam(
     x_ND: Array, y_N: Rows, divisions: Sequence[Division], classes: int, probe: Probe, whole: bool, paired: bool
 ) -> tuple[list[Fit], Head | None]:
     """Every division with every seed; `paired`: random division r with seed r only."""
-    settings = (probe.adam["lr"], int(probe.adam["batch"]), int(probe.adam["epochs"]))
+    settings = (probe.adam.lr, probe.adam.batch, probe.adam.epochs)
     jobs = [(d, s) for d in divisions for s in ([probe.seeds[d.repeat]] if paired else probe.seeds)]
     parts = [d.train for d, _ in jobs] + ([np.arange(len(y_N))] if whole else [])
     seeds = [s for _, s in jobs] + ([probe.seeds[0]] if whole else [])

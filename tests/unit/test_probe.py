@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from aut.config import Params, Protocol, read_params
+from aut.config import Adam, Params, Protocol, read_params
 from aut.contracts import Silent
 from aut.errors import ConfigError, DataError, MissingInput
 from aut.files import digest_tree, read_json
@@ -189,7 +189,7 @@ def test_shuffled_labels_score_at_chance(tmp_path: Path) -> None:
 def test_stage_writes_what_it_promises_and_the_same_twice(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     embedded(layout, *blobs(apart=2.0))
-    params = params_with(sets={SET: ["grouped", "paper_gtzan"]}, adam={"lr": 0.01, "batch": 32, "epochs": 5})
+    params = params_with(sets={SET: ["grouped", "paper_gtzan"]}, adam=Adam(lr=0.01, batch=32, epochs=5))
     report = probe(params, layout, Silent(), "base", SET)
     out = layout.probe("base", SET)
     first = digest_tree(out)
