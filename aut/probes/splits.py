@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Rows = NDArray[np.int64]
 
 TEST = ("test", "testing", "eval", "evaluation")
+TRAIN = ("train", "training")
 VALIDATION = ("validation", "valid", "val", "dev")
 
 
@@ -47,7 +48,8 @@ def divide(
 ) -> list[Division]:
     """The divisions of a set; y_N class numbers, group_N recording numbers, `what` names the set in errors.
 
-    ConfigError: the set has no such folds. DataError: a class is tested that no training part has.
+    ConfigError: the set has no such folds. DataError: a class is tested that no training part has, a clip is in none of
+    the lists.
     """
     if protocol.stratified_fraction is not None:
         found = [_shuffled(protocol.stratified_fraction, r, s, y_N) for r, s in enumerate(seeds)]
@@ -115,12 +117,19 @@ def _official(split_N: NDArray[np.str_], what: str) -> list[Division]:
 
 def _listed(split_N: NDArray[np.str_], what: str) -> list[Division]:
     test = np.isin(split_N, TEST)
-    train = np.isin(split_N, ("train", "training", *VALIDATION))
+    train = np.isin(split_N, (*TRAIN, *VALIDATION))
     if not test.any() or not train.any():
         raise ConfigError(
             f"{what} has no train and test lists: its clips' `split` holds "
             + ", ".join(repr(n) for n in sorted(set(split_N.tolist()))[:5]),
             "use a protocol with folds: 5, or give the corpus a split column",
+        )
+    odd = split_N[~test & ~train]
+    if len(odd):
+        told = f"the `split` '{odd[0]}', which is" if odd[0] else "no `split`, so they are"
+        raise DataError(
+            f"{what}: {(odd == odd[0]).sum()} of {len(split_N)} clips have {told} neither train, validation nor test",
+            "mend the column `split` of its index, or name these clips in the protocol's `exclude`",
         )
     return [Division("test", 0, np.flatnonzero(train), np.flatnonzero(test))]
 

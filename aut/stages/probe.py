@@ -123,18 +123,19 @@ def read_embeddings(
 def select(clips: pl.DataFrame, protocol: Protocol, params: Params, layout: Layout, name: str) -> ProbeSet:
     """The clips a protocol uses: excluded ones left out, labels mapped, classes and recordings numbered."""
     ids = clips["id"].to_list()
-    labels = relabelled(clips["label"].to_list(), protocol.labels, params.sources[name].dataset)
+    given = clips["label"].to_list()
+    labels = relabelled(given, protocol.labels, params.sources[name].dataset)
     out = excluded(protocol.exclude, name, params.sources[name].dataset, layout)
     kept = [i for i, clip in enumerate(ids) if clip not in out]
     if not kept:
         raise DataError(f"{name}: every clip is excluded by '{protocol.exclude}'", "check the exclusion list")
-    unlabelled = [i for i in kept if not labels[i]]
-    if unlabelled and protocol.labels is None:
+    unlabelled = [i for i in kept if not given[i]]
+    if unlabelled:
         raise DataError(
             f"{name}: clip {ids[unlabelled[0]]} has no label ({len(unlabelled)} of {len(kept)} clips)",
             "a probe set needs a label on every clip: fill its index's column `label`",
         )
-    kept = [i for i in kept if labels[i]]  # a mapping may leave classes out
+    kept = [i for i in kept if labels[i]]  # a mapping may leave classes out, never a clip without one
     names, y_N = np.unique(np.array([labels[i] for i in kept], np.str_), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"{name} has {len(names)} class: nothing to tell apart", "give its clips labels")

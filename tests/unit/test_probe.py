@@ -257,6 +257,37 @@ def test_bad_labels(tmp_path: Path, change: dict[str, Any], error: type[Exceptio
         probe(params_with(), layout, Silent(), "base", SET)
 
 
+@pytest.mark.parametrize("empty", [None, ""])
+def test_a_mapping_leaves_classes_out_but_no_clip_without_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: str | None
+) -> None:
+    from aut.datasets import toy
+
+    monkeypatch.setattr(toy, "labels", lambda scheme: {"a": "x", "b": "y"}, raising=False)
+    layout = Layout(tmp_path)
+    params = params_with(protocols={"grouped": GROUPED.model_copy(update={"labels": "two"})})
+    embedded(layout, *blobs(), label=["a", "b", "c"] * 100)
+    assert probe(params, layout, Silent(), "base", SET)["clips"] == 200
+    embedded(layout, *blobs(), label=["a", "b", empty] * 100)
+    with pytest.raises(DataError, match=r"clip toy_sounds_probe/0002 has no label \(100 of 300 clips\)"):
+        probe(params, layout, Silent(), "base", SET)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"), [("tset", "have the `split` 'tset'"), ("", "have no `split`"), (None, "have no `split`")]
+)
+def test_a_clip_in_none_of_the_lists_is_named(tmp_path: Path, odd: str | None, told: str) -> None:
+    layout = Layout(tmp_path)
+    x, y, group = blobs()
+    parts = ["train", "validation", "test", "train", "test"]
+    params = params_with(sets={SET: ["split"]})
+    embedded(layout, x, y, group, split=parts * 60)
+    assert probe(params, layout, Silent(), "base", SET)["clips"] == 120
+    embedded(layout, x, y, group, split=[*parts * 59, "train", "test", odd, odd, odd])
+    with pytest.raises(DataError, match=f"3 of 300 clips {told}"):
+        probe(params, layout, Silent(), "base", SET)
+
+
 def test_bad_vectors_and_missing_ones(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     with pytest.raises(MissingInput, match=f"aut embed base {SET}"):
