@@ -49,7 +49,8 @@ def probe(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
     """Fits every protocol of the set on every pooling; returns the first one's accuracy.
 
     MissingInput: not embedded. DataError: labels missing, a vector that is not finite, a class that is tested but
-    never trained on. ConfigError: the set has no such folds, labels or exclusion list.
+    never trained on, or that a label mapping has and no test part. ConfigError: the set has no such folds, labels or
+    exclusion list.
     """
     folder = layout.embeddings(encoder, probe_set)
     vectors, clips = read_embeddings(folder, probe_set, params.embed.poolings)
@@ -68,6 +69,8 @@ def probe(params: Params, layout: Layout, track: Tracker, encoder: str, probe_se
             f"{probe_set} ({name})",
             params.probe.seeds,
         )
+        if protocol.labels is not None:
+            _check_scheme(chosen, divisions, protocol.labels, params.sources[probe_set].dataset)
         for pooling, values in vectors.items():
             x_ND = values[chosen.kept]
             fitted = fit_all(x_ND, chosen, divisions, protocol, params.probe, whole=head is None)
@@ -160,6 +163,18 @@ def relabelled(labels: list[str | None], mapping: str | None, dataset: str) -> l
         return labels
     classes: Mapping[str, str] = _offered(dataset, "labels", mapping)
     return [None if label is None else classes.get(label) for label in labels]
+
+
+def _check_scheme(chosen: ProbeSet, divisions: list[Division], mapping: str, dataset: str) -> None:
+    """A scheme is known by its number of classes: an accuracy over fewer would pass for that of all."""
+    classes: Mapping[str, str] = _offered(dataset, "labels", mapping)
+    tested = {chosen.labels[k] for d in divisions for k in np.unique(chosen.y_N[d.test])}
+    for name in sorted(set(classes.values()) - tested):
+        where = "no test clip" if name in chosen.labels else "no clip"
+        raise DataError(
+            f"{chosen.name}: the mapping '{mapping}' has the class '{name}', which {where} has",
+            "read the set with the options that bring it (`aut sources check`), or use a protocol without the mapping",
+        )
 
 
 def excluded(name: str | None, probe_set: str, dataset: str, layout: Layout) -> set[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from typer.testing import CliRunner
 
 from aut.audio.decode import decode, read_source
@@ -19,6 +20,8 @@ from aut.datasets._captions import describe, with_article
 from aut.errors import AutError, ConfigError, DataError
 from aut.sources import cards, check, recognise
 from tests.contract import corpora_of_the_paper
+
+ROOT = Path(__file__).parents[2]
 
 
 def tone(path: Path, seconds: float = 0.5, rate: int = 16_000) -> Path:
@@ -207,6 +210,28 @@ def test_superb_has_twelve_classes():
     assert len(set(mapping.values())) == 12
     assert mapping["bed"] == "_unknown_"
     assert len(mapping) == 37
+
+
+def test_the_papers_profile_reads_superb_with_twelve_classes_in_train_and_test(tmp_path):
+    """The source that carries the paper's protocol, on a corpus in the layout of v0.01 and of its test set."""
+    profile = yaml.safe_load((ROOT / "conf/profile/whisper-large-v3.yaml").read_text())
+    [name] = [n for n, protocols in profile["probe"]["sets"].items() if "paper_speech_commands" in protocols]
+    source = profile["sources"][name]
+    module = open_dataset(source["dataset"])
+    root = tmp_path / source["path"]
+    for word in (*module.KEYWORDS, "bed"):
+        for speaker in ("aa11", "bb22", "cc33"):
+            tone(root / word / f"{speaker}_nohash_0.wav")
+    tone(root / "_background_noise_/pink_noise.wav", 2.5)
+    for listed, speaker in (("validation_list", "bb22"), ("testing_list", "cc33")):
+        names = [f"{word}/{speaker}_nohash_0.wav" for word in (*module.KEYWORDS, "bed")]
+        (root / f"{listed}.txt").write_text("\n".join(names))
+    for word in (*module.KEYWORDS, "_unknown_", "_silence_"):
+        tone(root / "speech_commands_test_set_v0.01" / word / "cc33_nohash_0.wav")
+    classes = defaultdict(set)
+    for clip in list_clips(source["dataset"], root, source["options"]):
+        classes[clip.split].add(module.labels("superb12")[clip.label])
+    assert len(classes["train"]) == len(classes["test"]) == 12
 
 
 def test_table_names_file_and_column(tmp_path):

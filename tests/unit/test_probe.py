@@ -273,6 +273,21 @@ def test_a_mapping_leaves_classes_out_but_no_clip_without_a_label(
         probe(params, layout, Silent(), "base", SET)
 
 
+@pytest.mark.parametrize(("fifth", "told"), [("a", "no clip"), ("c", "no test clip")])
+def test_a_class_of_the_mapping_that_is_not_tested_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fifth: str, told: str
+) -> None:
+    from aut.datasets import toy
+
+    monkeypatch.setattr(toy, "labels", lambda scheme: {"a": "x", "b": "y", "c": "z"}, raising=False)
+    layout = Layout(tmp_path)
+    split = ["train", "train", "test", "test", "train"] * 60
+    embedded(layout, *blobs(), label=["a", "b", "a", "b", fifth] * 60, split=split)
+    params = params_with(protocols={"p": Protocol(folds="split", labels="three", solver="logistic")}, sets={SET: ["p"]})
+    with pytest.raises(DataError, match=f"{SET}: the mapping 'three' has the class 'z', which {told} has"):
+        probe(params, layout, Silent(), "base", SET)
+
+
 @pytest.mark.parametrize(
     ("odd", "told"), [("tset", "have the `split` 'tset'"), ("", "have no `split`"), (None, "have no `split`")]
 )
