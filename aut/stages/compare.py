@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def build_evidence(params: Params, layout: Layout) -> dict[str, Any]:
         "table": [row for v in views if v.layer is None for row in _table(v, params)],
         "layers": [row for v in views if v.layer is not None for row in _layer(v)],
         "differences": differences,
-        "domains": list(_domains(differences, params.compare.level)),
+        "domains": list(_domains(differences, params)),
         "beats": [row for v in primary for row in _differences(v, params, params.compare.baselines)],
         "ablations": list(_ablations(views, flagged, params)),
         "classes": {v.name: found for v in primary if (found := _classes(v, params))},
@@ -160,12 +161,20 @@ def _resampled(view: View, params: Params, rival: str) -> dict[str, float] | Non
     return {"t": round(t, 4), "p": p, "divisions": len(a)} if math.isfinite(t) else None
 
 
-def _domains(rows: list[dict[str, Any]], level: float) -> Iterator[dict[str, Any]]:
-    """Mean difference of each domain's sets, all counting alike; sets share no clip, so their variances add."""
+def _domains(rows: list[dict[str, Any]], params: Params) -> Iterator[dict[str, Any]]:
+    """Mean difference of each domain's sets, all counting alike; sets of two corpora share no clip, so variances add.
+
+    Sets of one `dataset` may be two editions of a corpus (Speech Commands') and share clips: their standard errors add,
+    which no correlation can pass.
+    """
+    z = NormalDist().inv_cdf(0.5 + params.compare.level / 2)
     for domain, rival in dict.fromkeys((r["domain"], r["b"]) for r in rows):
         of = [r for r in rows if (r["domain"], r["b"]) == (domain, rival)]
         mean = sum(r["diff"] for r in of) / len(of)
-        half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt(sum(r["se"] ** 2 for r in of)) / len(of)
+        by_corpus: dict[str, float] = defaultdict(float)
+        for r in of:
+            by_corpus[params.sources[r["set"]].dataset] += r["se"]
+        half = z * math.sqrt(sum(se**2 for se in by_corpus.values())) / len(of)
         low, high = (of[0]["low"], of[0]["high"]) if len(of) == 1 else (mean - half, mean + half)
         yield {
             "domain": domain,

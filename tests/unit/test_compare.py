@@ -73,15 +73,17 @@ def test_the_family_is_the_sets_and_rivals_and_nothing_else(evidence: dict[str, 
     assert all("p_holm" not in r for r in evidence["beats"] + evidence["ablations"])
 
 
-def test_a_domain_with_two_sets_weighs_them_alike(tree: Layout) -> None:
+@pytest.mark.parametrize(("dataset", "power"), [("table", 2), ("toy", 1)], ids=["two corpora", "one corpus twice"])
+def test_a_domain_with_two_sets_weighs_them_alike(tree: Layout, dataset: str, power: int) -> None:
     params = params_of()
-    sources = params.sources | {WORDS: params.sources[WORDS].model_copy(update={"domain": "environment"})}
+    other = {"domain": "environment", "dataset": dataset}
+    sources = params.sources | {WORDS: params.sources[WORDS].model_copy(update=other)}
     found = build_evidence(params.model_copy(update={"sources": sources}), tree)
     (row,) = rows(found, "domains", b="base")
     pair = rows(found, "differences", b="base")
     assert row["sets"] == list(SETS)
     assert row["diff"] == pytest.approx(sum(r["diff"] for r in pair) / 2, abs=0.01)
-    half = 1.959964 * (pair[0]["se"] ** 2 + pair[1]["se"] ** 2) ** 0.5 / 2
+    half = 1.959964 * (pair[0]["se"] ** power + pair[1]["se"] ** power) ** (1 / power) / 2
     assert row["high"] - row["diff"] == pytest.approx(half, abs=0.02)  # rounded to hundredths twice
     assert "By domain" in page_of(found)
 
