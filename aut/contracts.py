@@ -33,7 +33,7 @@ class Clip:
     start_s    cut from the file; a segmented corpus (GigaSpeech, LibriHeavy) lists parts of one file
     length_s   of the cut, None for the whole file
     extra      other facts from the metadata, kept as strings (known ids for the leakage screen:
-               'freesound_id', 'youtube_id')
+               'freesound_id', 'youtube_id'; 'row' of the table, for messages)
     """
 
     key: str

@@ -61,7 +61,7 @@ def clips(
     label_kind: str | None = None,
     audio: str = "",
 ) -> Iterator[Clip]:
-    """Rows in the table's order.
+    """Rows in the table's order; `extra` has each one's number, from 1 below the header.
 
     columns      field -> column; null: the columns whose names say so (NAMES)
     constants    field -> value for every row, where the column says nothing
@@ -134,7 +134,9 @@ def _clip(
         licence=known.get("licence", ""),
         start_s=start_s,
         length_s=length_s,
-        extra={f: known[f] for f in EXTRA if f in known} | ({"label_kind": label_kind} if label_kind else {}),
+        extra={f: known[f] for f in EXTRA if f in known}
+        | ({"label_kind": label_kind} if label_kind else {})
+        | {"row": str(number)},
     )
 
 

@@ -156,7 +156,7 @@ def _code() -> list[str]:
 
 
 def _check_ids(work: Work) -> int:
-    """Number of clips, once no two have one id. 8 bytes a clip, so that 20M fit; DataError names both files."""
+    """Number of clips, once no two have one id. 8 bytes a clip, so that 20M fit; DataError names both places."""
     import numpy as np
 
     with progress(f"list {work.source}", None) as advance:
@@ -173,11 +173,19 @@ def _check_ids(work: Work) -> int:
         if _id_hash(clip.key) in twice:
             first = seen.setdefault(clip.key, clip)
             if first is not clip:
-                raise DataError(
-                    f"two clips have the id {work.source}/{clip.key}: {_where(first)} and {_where(clip)}",
-                    "give each row a key of its own",
-                )
+                raise _same_id(work, first, clip)
     return total
+
+
+def _same_id(work: Work, first: Clip, second: Clip) -> DataError:
+    """Where both were listed: the table and its rows, for other layouts the corpus and what each one names."""
+    table = work.root / str(work.options.get("file", ""))
+    what = f"two clips of source {work.source} ({table}) have the id {work.source}/{first.key}"
+    if "row" in first.extra:
+        remedy = "remove one of the rows, or name a column that tells them apart in options.columns.key"
+    else:
+        remedy = "remove one of them from the corpus or its lists"
+    return DataError(f"{what}: {_where(first)} and {_where(second)}", remedy)
 
 
 def _tick(value: int, advance: Any) -> int:
@@ -194,7 +202,8 @@ def _id_hash(key: str) -> int:
 def _where(clip: Clip) -> str:
     member = "" if clip.offset_b is None else f" at byte {clip.offset_b:,}"
     cut = f" from {clip.start_s:g} s" if clip.length_s is not None else ""
-    return f"{clip.uri}{member}{cut}"
+    row = f"row {clip.extra['row']}, " if "row" in clip.extra else ""
+    return f"{row}{clip.uri}{member}{cut}"
 
 
 # --- reading, block by block --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from aut.audio.fingerprint import fingerprint
 from aut.config import Index, Source
-from aut.contracts import INDEX_SCHEMA, Silent
+from aut.contracts import INDEX_SCHEMA, Clip, Silent
 from aut.datasets import _contents
 from aut.datasets._contents import Contents
 from aut.errors import DataError, GateError, MissingInput
@@ -156,7 +156,26 @@ def test_too_many_bad_rows_stop_the_run_and_keep_the_old_index(make):
 def test_two_rows_of_one_id_are_both_named(make):
     tones(make.corpus, 2)
     params, layout = make([{"file": f"{n:03d}.wav", "key": "same", "label": "x"} for n in range(2)])
-    with pytest.raises(DataError, match=r"mine/same: 000\.wav and 001\.wav"):
+    with pytest.raises(DataError, match=r"mine/same: row 1, 000\.wav and row 2, 001\.wav"):
+        stage.index(params, layout, Silent(), "mine")
+    params, layout = make([{"file": f"{n:03d}.wav", "label": "x"} for n in (0, 1, 0)])
+    with pytest.raises(DataError) as caught:
+        stage.index(params, layout, Silent(), "mine")
+    assert caught.value.what == (
+        f"two clips of source mine ({make.corpus / 'rows.jsonl'}) have the id mine/000.wav: "
+        "row 1, 000.wav and row 3, 000.wav"
+    )
+    assert "options.columns.key" in caught.value.remedy
+
+
+def test_two_members_of_one_id_are_named_with_their_corpus(make, monkeypatch):
+    params, layout = make([])
+    params.sources["mine"] = params.sources["mine"].model_copy(update={"dataset": "tar", "options": {}})
+    twins = [Clip(key="k", uri="a.tar", offset_b=offset, size_b=9) for offset in (512, 2048)]
+    monkeypatch.setattr(stage, "list_clips", lambda *_: iter(twins))
+    with pytest.raises(
+        DataError, match=rf"mine \({make.corpus}\) have .*: a\.tar at byte 512 and a\.tar at byte 2,048"
+    ):
         stage.index(params, layout, Silent(), "mine")
 
 
