@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from aut.errors import AutError, DataError
+from aut.errors import AutError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import httpx
@@ -64,7 +64,7 @@ class Client:
     ) -> None:
         self.timeout_s = timeout_s
         self.version: str | None = None
-        self._http = _library().Client(base_url=url, headers=_headers(key), transport=transport)
+        self._http = _library().Client(base_url=_address(url), headers=_headers(key), transport=transport)
 
     def embed(
         self, audio: Audio, rate_hz: int | None = None, *, pool: Pool = "mean", layer: int | None = None
@@ -92,9 +92,7 @@ class Client:
         patience = Patience(self.timeout_s)
         while True:
             try:
-                answer: httpx.Response = self._http.post(
-                    call.path, params=call.query, content=call.body, timeout=patience.left()
-                )
+                answer = self._whole(call, patience)
             except _library().TransportError as error:
                 time.sleep(patience.after_failure(error))
                 continue
@@ -103,6 +101,17 @@ class Client:
                 self.version = answer.headers.get("x-model-version")
                 return answer
             time.sleep(wait)
+
+    def _whole(self, call: Call, patience: Patience) -> httpx.Response:
+        """httpx's own limit is of each wait for bytes: a server that drips would have no end."""
+        given = {"params": call.query, "content": call.body, "timeout": patience.left()}
+        with self._http.stream("POST", call.path, **given) as answer:
+            parts = []
+            for part in answer.iter_bytes():
+                parts.append(part)
+                if patience.over():
+                    raise _library().ReadTimeout("its answer came too slowly")
+            return _read(answer, parts)
 
 
 class AsyncClient:
@@ -113,7 +122,7 @@ class AsyncClient:
     ) -> None:
         self.timeout_s = timeout_s
         self.version: str | None = None
-        self._http = _library().AsyncClient(base_url=url, headers=_headers(key), transport=transport)
+        self._http = _library().AsyncClient(base_url=_address(url), headers=_headers(key), transport=transport)
 
     async def embed(
         self, audio: Audio, rate_hz: int | None = None, *, pool: Pool = "mean", layer: int | None = None
@@ -140,9 +149,7 @@ class AsyncClient:
         patience = Patience(self.timeout_s)
         while True:
             try:
-                answer: httpx.Response = await self._http.post(
-                    call.path, params=call.query, content=call.body, timeout=patience.left()
-                )
+                answer = await self._whole(call, patience)
             except _library().TransportError as error:
                 await asyncio.sleep(patience.after_failure(error))
                 continue
@@ -151,6 +158,14 @@ class AsyncClient:
                 self.version = answer.headers.get("x-model-version")
                 return answer
             await asyncio.sleep(wait)
+
+    async def _whole(self, call: Call, patience: Patience) -> httpx.Response:
+        given = {"params": call.query, "content": call.body, "timeout": patience.left()}
+        try:
+            async with asyncio.timeout(patience.left()), self._http.stream("POST", call.path, **given) as answer:
+                return _read(answer, [part async for part in answer.aiter_bytes()])
+        except TimeoutError:
+            raise _library().ReadTimeout("its answer came too slowly") from None
 
 
 class Patience:
@@ -161,6 +176,9 @@ class Patience:
 
     def left(self) -> float:
         return max(0.001, self._until - time.monotonic())
+
+    def over(self) -> bool:
+        return time.monotonic() >= self._until
 
     def after(self, answer: httpx.Response) -> float | None:
         """Seconds to wait; None when the answer is one. ServerError or DataError when it is a refusal."""
@@ -238,6 +256,20 @@ def _array(answer: httpx.Response) -> NDArray[np.float32]:
 def _labels(answer: httpx.Response) -> dict[str, list[dict[str, Any]]]:
     sets = json.loads(answer.content)["data"][0]["sets"]
     return {name: found["top"] for name, found in sets.items()}
+
+
+def _read(answer: httpx.Response, parts: list[bytes]) -> httpx.Response:
+    """The answer with its content, which has been decompressed on the way."""
+    headers = {k: v for k, v in answer.headers.items() if k not in ("content-encoding", "transfer-encoding")}
+    whole: httpx.Response = _library().Response(answer.status_code, headers=headers, content=b"".join(parts))
+    return whole
+
+
+def _address(url: str) -> str:
+    scheme, colon, rest = url.partition("://")
+    if scheme not in ("http", "https") or not rest.strip("/"):
+        raise ConfigError(f"'{url}' is no address of a server", f"write http://{rest if colon else url or 'HOST:PORT'}")
+    return url
 
 
 def _headers(key: str | None) -> dict[str, str]:

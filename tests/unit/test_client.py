@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import aut
 import aut.errors
 from aut.client import Patience, ServerError
-from aut.errors import DataError
+from aut.errors import ConfigError, DataError
 from aut.serving.app import create
 from aut.serving.service import Service
 from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
@@ -139,6 +140,36 @@ def test_a_connection_that_fails_is_tried_until_time_is_up():
         assert error.status is None
         assert "refused" in str(error)
     assert len(tried) > 2
+
+
+class Dripping(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A byte now and then, without end."""
+
+    def __iter__(self):
+        while True:
+            time.sleep(0.05)
+            yield b"x"
+
+    async def __aiter__(self):
+        while True:
+            await asyncio.sleep(0.05)
+            yield b"x"
+
+
+def test_a_server_that_drips_does_not_outlast_the_time_of_a_call():
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Dripping()))
+    started = time.monotonic()
+    for error in asyncio.run(asyncio.wait_for(both(transport, timeout_s=0.5), 20)):
+        assert isinstance(error, ServerError)
+        assert "too slowly" in str(error)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "127.0.0.1", "", "ftp://a", "http://"])
+@pytest.mark.parametrize("kind", [aut.Client, aut.AsyncClient])
+def test_an_address_that_is_none_is_told_at_once(kind, url):
+    with pytest.raises(ConfigError, match="http://"):
+        kind(url)
 
 
 def test_what_cannot_be_sent_is_told_before_sending():
