@@ -22,6 +22,7 @@ from aut.config import Schedule, Training
 from aut.errors import ConfigError
 from aut.training.data import Micro
 from aut.training.engine import Engine, Parallel, parameter_groups
+from aut.training.extensions import hold_extensions
 from aut.training.model import Captioner, Sums
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,6 +36,7 @@ class Sharded(Parallel):
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        hold_extensions()
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
 

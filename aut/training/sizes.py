@@ -4,7 +4,7 @@ In    a way to try a micro-batch; AUT_WORK/<stage>/micro/<key>.json of an earlie
 Out   clips by the duration of the longest
 Why   memory decides, and it grows with frames, their square, and the target tokens: no formula of ours would be right
       on the next GPU. So sizes are tried, longest bucket first, up to what a step gives one process; a shorter
-      bucket holds at least as many. A step is the same rows whatever comes out. Price: a minute before the first step.
+      bucket holds at least as many. A step is the same rows whatever comes out. Price: the search, once.
       On a CPU the caches decide, not the memory: 20 padded seconds, not searched for.
 Run   `sizes = micro_sizes(model, device, training, most, folder)`
 
