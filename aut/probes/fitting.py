@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """Predictions [len(division.test)] of one fit; `c` is None where nothing was chosen."""
+    """Predictions [len(division.test)] of one fit; `c` and the gradient left are None where nothing was chosen."""
 
     division: Division
     seed: int
     predicted: Rows
     c: float | None = None
+    gradient: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def logistic(
 ) -> tuple[list[Fit], Head | None]:
     """Every division at its own C; with `whole` also the head on all clips, at the median of the chosen C."""
     chosen = choose_c(x_ND, y_N, group_N, [d.train for d in divisions], classes, probe)
-    fits = [
-        Fit(d, 0, next(path(x_ND[d.train], y_N[d.train], classes, [c], probe.tolerance)).predict(x_ND[d.test]), c)
-        for d, c in zip(divisions, chosen, strict=True)
-    ]
+    fits = []
+    for d, c in zip(divisions, chosen, strict=True):
+        head = next(path(x_ND[d.train], y_N[d.train], classes, [c], probe.tolerance))
+        fits.append(Fit(d, 0, head.predict(x_ND[d.test]), c, head.gradient))
     if not whole:
         return fits, None
     c = sorted(chosen)[(len(chosen) - 1) // 2]
