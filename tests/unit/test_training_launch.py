@@ -131,3 +131,14 @@ def test_a_busy_port_is_a_clear_error(monkeypatch):
         monkeypatch.setenv("AUT_RDZV", f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(ConfigError, match="is taken by another program"):
             launch._address(2)
+
+
+@pytest.mark.parametrize(("seen", "left"), [("3,4", "3"), ("", ""), (None, "0")])
+def test_the_benchmark_sees_one_gpu_before_it_imports_torch(seen, left):
+    code = "import os, runpy, sys; sys.modules['torch'] = None\n"
+    code += "try: runpy.run_module('benchmarks.train', run_name='__main__')\n"
+    code += "except ImportError: print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    env |= {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{left}\n"
