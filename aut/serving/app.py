@@ -79,6 +79,7 @@ async def embeddings(
     format = _choice(given, "format", format, ("json", "npy", "safetensors", "base64"))
     if given.get("encoding_format") == "base64":
         format = "base64"
+    _check_dimensions(given, _service(request).watcher.served)
     ask = Ask(frames=pool == "none", layer=_number(given, "layer", layer, 0, 10_000))
     limit = _service(request).limits.answer_bytes
 
@@ -103,6 +104,7 @@ async def classify(
     """Labels with probabilities from each probe set's head; where registered, the nearest clips of the probe sets."""
     asked = await _asked(request)
     top = _number(asked.options, "top", top, 1, 1000) or top
+    neighbours = _number(asked.options, "neighbours", neighbours, 0, 100) or 0
     served = _service(request).watcher.served
     poolings = tuple(sorted({"valid", *(head.pooling for head in served.heads.values())}))
     done = await _answered(request, asked.files, Ask(poolings=poolings))
@@ -127,7 +129,7 @@ async def invocations(request: Request) -> Response:
     """MLflow's scoring protocol: a table with audio as base64 in the column `audio`."""
     service = _service(request)
     async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
-        asked = await parse_mlflow(body, service.limits)
+        asked = await parse_mlflow(body, request.headers, service.limits)
     done = await _answered(request, asked.files, Ask())
     return dumped({"predictions": [{"embedding": result["valid"].tolist()} for result in done.results]})
 
@@ -240,6 +242,13 @@ def _number(options: dict[str, Any], name: str, default: int | None, low: int, h
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise Refused(400, name, f"{name} must be a whole number from {low} to {high}")
     return value
+
+
+def _check_dimensions(options: dict[str, Any], served: Served) -> None:
+    """OpenAI's option, for models whose first numbers are an embedding, too: these are not."""
+    wanted, width = _number(options, "dimensions", None, 1, 1_000_000), served.encoder.width
+    if wanted is not None and wanted != width:
+        raise Refused(400, "dimensions", f"embeddings of this version have {width} dimensions and are not shortened")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -66,7 +66,7 @@ async def body_of(request: Request, limits: Limits, slots: Slots, deadline: floa
 
 async def parse(body: bytes, headers: Headers, limits: Limits) -> Asked:
     """Clips of a body of any accepted kind. Refused 400, 413 or 415 with the reason."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(headers)
     if kind == "multipart/form-data":
         asked = await _multipart(body, headers, limits)
     elif kind == "application/json":
@@ -79,8 +79,10 @@ async def parse(body: bytes, headers: Headers, limits: Limits) -> Asked:
     return _counted(asked, limits)
 
 
-async def parse_mlflow(body: bytes, limits: Limits) -> Asked:
+async def parse_mlflow(body: bytes, headers: Headers, limits: Limits) -> Asked:
     """MLflow's scoring protocol: dataframe_split, dataframe_records, instances or inputs, audio as base64."""
+    if (kind := _kind(headers)) not in ("", "application/json"):
+        raise Refused(415, "media_type", f"a table of type '{kind[:80]}' is not read: send application/json")
     return _counted(await _aside(body, lambda: _mlflow(_json(body, limits))), limits)
 
 
@@ -190,6 +192,10 @@ def _base64(value: Any) -> bytes:
         return base64.b64decode(value.encode("ascii").translate(None, string.whitespace.encode()), validate=True)
     except (binascii.Error, ValueError):
         raise Refused(400, "base64", "audio is not base64") from None
+
+
+def _kind(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _declared(length: str | None) -> int:

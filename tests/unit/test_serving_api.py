@@ -190,6 +190,31 @@ def test_classes_are_the_heads_softmax_and_neighbours_the_nearest(version, encod
     assert [row["id"] for row in nearest] == [f"words/{i}" for i in np.argsort(-cosines)[:3]]
 
 
+def test_options_are_honoured_wherever_they_are_written_or_refused(version):
+    file = file_of(sound(0.5))
+    text = base64.b64encode(file).decode()
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1")) as (client, _):
+            form = {"file": ("clip.wav", file, "audio/wav")}
+            return [
+                await client.post("/v1/classify", files=form, data={"neighbours": "3", "top": "1"}),
+                await client.post("/v1/classify", json={"input": text, "neighbours": 3, "top": 1}),
+                await client.post("/v1/classify", files=form, data={"neighbours": "many"}),
+                await client.post("/v1/embeddings", json={"input": text, "dimensions": 8}),
+                await client.post("/v1/embeddings", json={"input": text, "dimensions": WIDTH}),
+                await client.post("/invocations", content=b"audio\nAAAA", headers={"Content-Type": "text/csv"}),
+            ]
+
+    answers = run(ask())
+    assert [a.status_code for a in answers] == [200, 200, 400, 400, 200, 415]
+    for answer in answers[:2]:
+        words = answer.json()["data"][0]["sets"]["words"]
+        assert (len(words["top"]), len(words["nearest"])) == (1, 3)
+    assert f"have {WIDTH} dimensions" in answers[3].json()["error"]["message"]
+    assert "application/json" in answers[5].json()["error"]["message"]
+
+
 def test_mlflows_own_client_works_unchanged(version, encoder):
     """A table sent by MLflow's client to a real socket."""
     import threading

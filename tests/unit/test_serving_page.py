@@ -129,6 +129,9 @@ def test_a_guarded_server_asks_for_its_key_once(page, guarded, tmp_path):
     page.choose("#file", clip)
     page.until("document.querySelector('#status').innerText.startsWith('Done')")
     assert page.run("document.querySelector('#key').hidden") is True, "it asked for the key again"
+    page.run("document.querySelector('#evidence p a').click()")
+    page.until("document.querySelector('#status').innerText.includes('saved as report.html')")
+    assert text(page, "#error") == ""
 
 
 def test_every_control_is_reached_by_keyboard_and_has_a_name(page, address):

@@ -14,16 +14,20 @@ function make(tag, content = "", attributes = {}) {
   return node;
 }
 
-/** JSON of a route; an Error with the server's own sentence otherwise. */
-async function ask(path, options = {}) {
+/** A route's answer, asked with the key where there is one. */
+async function fetched(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  let answer;
   try {
-    answer = await fetch(path, { ...options, headers });
+    return await fetch(path, { ...options, headers });
   } catch {
     throw new Error("The server does not answer.");
   }
+}
+
+/** JSON of a route; an Error with the server's own sentence otherwise. */
+async function ask(path, options = {}) {
+  const answer = await fetched(path, options);
   const body = await answer.json().catch(() => ({}));
   if (answer.status === 401) byId("key").hidden = false;
   if (!answer.ok) throw new Error(body.error ? body.error.message : `The server answered ${answer.status}.`);
@@ -214,7 +218,28 @@ function evidence(model) {
     return make("li", text, { class: v.decides ? (v.passed ? "pass" : "fail") : "" });
   });
   place.append(make("ul", gates, { class: "gates", "aria-label": "Verdicts" }), differences(model.evidence.differences));
-  if (model.report) place.append(make("p", make("a", "The whole report", { href: "/report" })));
+  if (model.report) place.append(make("p", report()));
+}
+
+/** A link to the report. Behind a key it is fetched with it, which a link could not, and saved: opened from here it would
+    be under this page's policy, which allows none of its styles. */
+function report() {
+  const link = make("a", "The whole report", { href: "/report" });
+  link.addEventListener("click", async (event) => {
+    if (!sessionStorage.getItem("key")) return;
+    event.preventDefault();
+    try {
+      const answer = await fetched("/report");
+      if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
+      const saved = make("a", "", { href: URL.createObjectURL(await answer.blob()), download: "report.html" });
+      saved.click();
+      setTimeout(() => URL.revokeObjectURL(saved.href), 60_000);
+      status("The report is saved as report.html.");
+    } catch (error) {
+      fail(error.message);
+    }
+  });
+  return link;
 }
 
 function differences(rows) {
