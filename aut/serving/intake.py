@@ -3,7 +3,7 @@
 In    multipart files, a raw body, OpenAI's JSON {"input": base64 or a list}, MLflow's JSON tables
 Out   `Asked`: files as bytes, options from JSON
 Why   counted while it arrives and given up at the limit; base64 and forms are parsed in memory, never on a disk, and an
-      address is never fetched. Price: a body is held whole until its clips are decoded.
+      address is never fetched. Price: a body is held whole, and its files until they are decoded.
 """
 
 from __future__ import annotations

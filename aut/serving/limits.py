@@ -2,8 +2,9 @@
 
 In    options of `aut serve`
 Out   `Limits`, `Refused` (a status, one word to count by, a sentence), `Slots` (what is admitted at once)
-Why   everything is bounded before it is allocated: bytes, clips, seconds, waiting time. Price: honest large
-      requests must be cut by the client.
+Why   everything is bounded before it is allocated: bytes, clips, seconds, samples, answers, waiting time. Price: honest
+      large requests must be cut by the client. Not counted: files between parsing and decoding (`queue` clips at most
+      have a slot), and answers that a client reads slowly, at most `answer_bytes` each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Limits:
     """Of one server. `budget_s` is the latency budget: a request that would wait longer is answered 429 at once."""
 
     request_bytes: int = 32 << 20
-    held_bytes: int = 256 << 20  # bodies of all requests at once
+    held_bytes: int = 256 << 20  # bodies of all requests at once, while they come and are parsed
     clips: int = 64  # of one request
     clip_s: float = 300.0
     audio_s: float = 600.0  # of one request
