@@ -52,8 +52,9 @@ def serve(
         budget_s=budget_ms / 1000 or None,
     )
     _log()
-    service = Service(_source(model, alias), limits, device=device or None, poll_s=poll_s, key=api_key())
-    host = host or "127.0.0.1"
+    host, key = host or "127.0.0.1", api_key()
+    names = None if key else own_names(host)
+    service = Service(_source(model, alias), limits, device=device or None, poll_s=poll_s, key=key, hosts=names)
     typer.echo(f"aut serves on http://{host}:{port} (stop with Ctrl-C)", err=True)
     uvicorn.run(
         create(service),
@@ -66,6 +67,21 @@ def serve(
         timeout_keep_alive=30,
         timeout_graceful_shutdown=10,
     )
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def own_names(host: str) -> frozenset[str] | None:
+    """Names answered where only this machine can connect: its own and those of AUT_HOSTS. None: any name.
+
+    A page from elsewhere can make its own name point at the loopback address (DNS rebinding), and would then be asked
+    for nothing.
+    """
+    if host not in LOOPBACK:
+        return None
+    given = (name.strip().lower().partition(":")[0] for name in os.environ.get("AUT_HOSTS", "").split(","))
+    return frozenset({*LOOPBACK, *given} - {""})
 
 
 def api_key() -> str | None:

@@ -48,6 +48,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
         self._key = service.key.encode() if service.key else None
+        self._hosts = service.hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,6 +94,8 @@ class Gate:
 
     def _admit(self, scope: Scope) -> None:
         path = scope["path"]
+        if self._hosts is not None and (name := _named(scope)) not in self._hosts:
+            raise Refused(403, "host", f"'{name[:80]}' is not a name of this server: set AUT_HOSTS, or AUT_SERVE_KEY")
         if self._key and path.startswith(GUARDED) and not hmac.compare_digest(_given(scope), self._key):
             raise Refused(401, "key", "an API key is needed: Authorization: Bearer KEY")
         if path in WORK and scope["method"] == "POST":
@@ -108,6 +111,12 @@ class Gate:
 def failed() -> Refused:
     """What is told of an error that nobody expected."""
     return Refused(500, "internal", "the server failed; its log says why")
+
+
+def _named(scope: Any) -> str:
+    """The host that a request asks for, without its port."""
+    name: str = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 def _given(scope: Any) -> bytes:

@@ -57,9 +57,10 @@ class Service:
         device: str | None = None,
         poll_s: float = 5.0,
         key: str | None = None,
+        hosts: frozenset[str] | None = None,
         run: Compute = compute,
     ) -> None:
-        self.limits, self.key = limits or Limits(), key
+        self.limits, self.key, self.hosts = limits or Limits(), key, hosts  # hosts None: any name is answered
         self.slots = Slots(self.limits)
         self.metrics = Metrics(self.slots)
         self.watcher = Watcher(source, device, poll_s, self._took_over, self.limits.workers)

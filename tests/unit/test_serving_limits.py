@@ -291,6 +291,34 @@ def test_a_measured_budget_follows_what_a_request_takes_alone():
         slots.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("localhost:8080", 200),
+        ("[::1]:8080", 200),
+        ("gpu1:5000", 200),
+        ("evil.example.org", 403),
+        ("localhost.evil.example.org:8080", 403),
+        ("", 403),
+    ],
+)
+def test_a_server_without_a_key_answers_to_its_own_names(version, monkeypatch, name, status):
+    """A page elsewhere may let its name point at the loopback address."""
+    from aut.cli.serve import own_names
+
+    monkeypatch.setenv("AUT_HOSTS", "gpu1:5000, aut.example.org")
+    assert own_names("0.0.0.0") is None
+
+    async def ask():
+        source = Shelf({"1": version}, "1")
+        async with serving(source, hosts=own_names("127.0.0.1")) as (client, _):
+            return await client.get("/v1/models", headers={"host": name})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["reason"] == "host"
+
+
 def test_the_deadline_is_kept_and_late_work_is_dropped(version):
     calls = []
     limits = Limits(request_s=0.3, batch_clips=1, linger_s=0, workers=1)
