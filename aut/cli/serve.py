@@ -38,6 +38,7 @@ def serve(
     import uvicorn
 
     from aut.serving.app import create
+    from aut.serving.connections import Connection
     from aut.serving.limits import Limits
     from aut.serving.service import Service
 
@@ -60,6 +61,8 @@ def serve(
         create(service),
         host=host,
         port=port,
+        http=Connection,
+        limit_concurrency=CONNECTIONS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -69,6 +72,7 @@ def serve(
     )
 
 
+CONNECTIONS = 2048  # beyond, 503: each is a descriptor, and those that say nothing are closed by themselves
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

@@ -4,7 +4,8 @@ In    options of `aut serve`
 Out   `Limits`, `Refused` (a status, one word to count by, a sentence), `Slots` (what is admitted at once)
 Why   everything is bounded before it is allocated: bytes, clips, seconds, samples, answers, waiting time. Price: honest
       large requests must be cut by the client. Not counted: files between parsing and decoding (`queue` clips at most
-      have a slot), and answers that a client reads slowly, at most `answer_bytes` each.
+      have a slot), and answers that a client reads slowly, at most `answer_bytes` each
+      (connections.py ends those that are not read at all).
 """
 
 from __future__ import annotations
