@@ -68,7 +68,10 @@ async def parse(body: bytes, headers: Headers, limits: Limits) -> Asked:
     """Clips of a body of any accepted kind. Refused 400, 413 or 415 with the reason."""
     kind = _kind(headers)
     if kind == "multipart/form-data":
-        asked = await _multipart(body, headers, limits)
+        if len(body) <= SHORT:
+            asked = await _multipart(body, headers, limits)
+        else:  # in a loop of its own: its parser is Python, and others are served meanwhile
+            asked = await asyncio.to_thread(lambda: asyncio.run(_multipart(body, headers, limits)))
     elif kind == "application/json":
         asked = await _aside(body, lambda: _openai(_json(body, limits)))
     elif kind.startswith(("audio/", "video/ogg")) or kind in ("", "application/octet-stream", "application/ogg"):
