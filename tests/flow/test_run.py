@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import psutil
@@ -19,6 +18,7 @@ import yaml
 from aut.files import digest_tree
 from flows.graph import STAGES
 from tests.flow.conftest import Place, make_place, stages
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.flow
 LONG = (
@@ -165,14 +165,6 @@ def checkpoints(place: Place) -> set[str]:
     return {p.name for p in (place.work / "finetune").glob("**/step-*") if p.is_dir()}
 
 
-def wait_for(what, seconds: float = 400):
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.05)
-    return found
-
-
 def start(place: Place) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "aut", "run", "--profile", "tiny", *LONG]
     return subprocess.Popen(
@@ -188,15 +180,15 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def test_stopped_and_killed_in_the_middle_it_resumes(finished):
     place, _ = finished
     first = start(place)
-    wait_for(lambda: trainers(place))
-    wait_for(lambda: checkpoints(place))
+    wait_for(lambda: trainers(place), 400)
+    wait_for(lambda: checkpoints(place), 400)
     started = family(first)
     first.terminate()
     first.wait(60)
     wait_for(lambda: not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60)
 
     second = start(place)
-    wait_for(lambda: trainers(place))
+    wait_for(lambda: trainers(place), 400)
     for process in family(second):  # everything at once, no chance to say goodbye
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -19,6 +17,7 @@ import pytest
 
 from tests.flow.conftest import Place, make_place
 from tests.unit.mlflow_server import Server
+from tests.waiting import answers, wait_for
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow]
 
@@ -52,18 +51,6 @@ def service(place: Place, log: Path, *args: str) -> Iterator[None]:
                 child.wait()
 
 
-def wait_for(url: str, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
-
-
 def on_server(folder: Path, api: str, tracking: Server) -> Iterator[Place]:
     """The checkout as seen from two hosts: they share the DVC remote, MLflow and Prefect, and nothing else."""
     shared = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking.uri, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -85,7 +72,7 @@ def test_a_deployment_runs_on_two_hosts(tmp_path):
     cpu, gpu = on_server(tmp_path, api, tracking)
     server = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with service(cpu, tmp_path / "server.log", *server), running(tracking):
-        wait_for(f"{api}/health")
+        wait_for(lambda: answers(f"{api}/health"), 90)
         assert "aut-stage/gpu" in cpu.command("aut", "deploy", "--gpu")
         worker = ("prefect", "worker", "start", "--pool")
         with (

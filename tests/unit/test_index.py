@@ -29,6 +29,7 @@ from aut.files import digest_tree, locked
 from aut.layout import Layout
 from aut.sources import scan
 from aut.stages import index as stage
+from tests.waiting import wait_for
 
 LIMITS = {"quarantine_max_fraction": 0.0, "min_s": 0.05, "max_s": 20.0, "max_text_tokens": 40}
 
@@ -378,10 +379,3 @@ def test_a_kill_loses_only_the_block_in_flight(make, monkeypatch, tmp_path):
     stage.index(params, layout, Silent(), "mine")
     assert len(calls) == 6 - kept
     assert digest_tree(layout.root / "data") == clean
-
-
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)

@@ -119,3 +119,5 @@ def test_two_starts_meet_and_make_the_model_of_one(prepared, alone, tmp_path):
     for process in hosts:
         ended(process)
     same(place.report(), alone)
+    assert (place.copy / "models/adapted-0/model.safetensors").exists()
+    assert not place.checkpoints()

@@ -62,6 +62,7 @@ def finished(case, tmp_path_factory):
 
 
 def compare(case, work, stage, alone):
+    """Asserts the same rows exactly, sums and weights to float32's order; returns the step reached."""
     found = checkpoint.newest(work, job_of(case, 6, deepspeed_stage=stage, eval_clips=ODD).identity)
     assert found is not None
     both, (one, weights) = found[1], alone
@@ -74,20 +75,21 @@ def compare(case, work, stage, alone):
     assert set(final) == set(weights)
     for name, ours in final.items():  # Adam moves each weight by lr a step, however small its gradient
         torch.testing.assert_close(ours, weights[name], rtol=0, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+    return both.step
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_steps(case, alone, tmp_path):
     done = start(2, case, tmp_path, 0)
     assert done.returncode == 0, done.stderr[-3000:]
-    compare(case, tmp_path / "stage-0", 0, alone)
+    assert compare(case, tmp_path / "stage-0", 0, alone) == 6
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles its communication for the CPU: no c++ here")
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_on_two_processes_stopped_and_resumed_by_three(case, alone, finished, stage):
-    compare(case, finished / f"stage-{stage}", stage, alone)
+    assert compare(case, finished / f"stage-{stage}", stage, alone) == 6
 
 
 def test_zero_without_torchrun_is_refused(case, tmp_path, monkeypatch):
