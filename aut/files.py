@@ -182,8 +182,7 @@ def no_room(error: BaseException, folders: Iterable[Path]) -> AutError | None:
     free, folder = min((shutil.disk_usage(p).free, p) for p in there)
     return AutError(
         f"no room left to write in {folder}, {free / 1e6:,.0f} MB are free there now",
-        "make room and run it again: finished work is kept; "
-        "outputs that DVC removed before the stage ran come back with `dvc checkout`",
+        "make room and run it again: finished work is kept",
     )
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from aut.errors import AutError
 from aut.files import tail_lines
@@ -137,9 +138,8 @@ def reproduce_stage(
         stage,
     ]
     try:
-        with log.open("w") as out, children.started(args, root, env) as child:
-            assert child.stdout is not None
-            for line in child.stdout:
+        with log.open("w") as out, children.started(args, root, env) as child, cast("IO[str]", child.stdout) as told:
+            for line in told:
                 out.write(line)
                 out.flush()
                 if TOLD.match(line):
@@ -149,8 +149,17 @@ def reproduce_stage(
         raise StageFailed(stage, log, str(error), hopeless=True) from None
     text = log.read_text(errors="replace")
     if code:
-        raise StageFailed(stage, log, _sentence(log), children.stopped or bool(USER_ERRORS.search(text)))
+        sentence = _sentence(log)
+        _put_back(root, stage, env, log)
+        raise StageFailed(stage, log, sentence, children.stopped or bool(USER_ERRORS.search(text)))
     return Outcome(stage, "ran" if "Running stage" in text else "cached", time.monotonic() - start)
+
+
+def _put_back(root: Path, stage: str, env: Mapping[str, str], log: Path) -> None:
+    """Once more from outside: DVC and the stage may have been killed, or DVC failed with what the stage had made."""
+    with log.open("a") as out:
+        args = [sys.executable, "-m", "aut.warm", "aut.outs", stage]
+        subprocess.run(args, cwd=root, env=tool_env() | dict(env), stdout=out, stderr=out, check=False)
 
 
 def changed_stages(root: Path) -> set[str]:

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from aut.config import Params
+    from aut.layout import Layout
 
 STAGE_PANEL = "Stages (dvc.yaml calls these)"
 
@@ -39,10 +40,7 @@ def _launched(stage: str, params: Params, name: str) -> bool:
 def run_stage(stage: str, **item: str | int) -> None:
     """Runs the stage's function of the same name, writes its metrics and its run record."""
     from aut.config import read_params
-    from aut.contracts import Silent
-    from aut.edges.spool import stage_tracker
     from aut.errors import DataError
-    from aut.files import write_json
     from aut.guard import end_with_parent
     from aut.layout import RESTORING, here
 
@@ -55,7 +53,23 @@ def run_stage(stage: str, **item: str | int) -> None:
     if "DVC_STAGE" in os.environ or rank:  # DVC leaves its child alive when it is killed itself
         end_with_parent()
     layout = here()
-    params = read_params(layout.params)
+    try:
+        _compute(stage, name, item, layout, read_params(layout.params), rank)
+    except BaseException:
+        if "DVC_STAGE" in os.environ and not rank:  # DVC has removed what an earlier run had made
+            from aut.outs import put_back_or_say
+
+            put_back_or_say(layout.root, os.environ["DVC_STAGE"])
+        raise
+
+
+def _compute(
+    stage: str, name: str, item: Mapping[str, str | int], layout: Layout, params: Params, rank: str | None
+) -> None:
+    from aut.contracts import Silent
+    from aut.edges.spool import stage_tracker
+    from aut.files import write_json
+
     if stage in TRAINED and _launched(stage, params, name):
         return
     function: Callable[..., Mapping[str, Any]] = getattr(import_module(EDGES.get(stage, f"aut.stages.{stage}")), stage)
