@@ -3,7 +3,7 @@
 In    a working copy, a stage as DVC names it ("mixture", "index@toy_words")
 Out   its outs as dvc.lock has them, linked or copied from DVC's cache
 Why   DVC removes the outs of a stage before it runs it, so a disk that fills during `mixture` would leave none. Its own
-      `dvc checkout` cannot help there: it waits for a lock that DVC holds until the stage has ended.
+      `dvc checkout` cannot help there: it needs a lock that DVC holds until the stage has ended.
       Hard links, where the working copy's own kind is a copy: they need no room on a disk that has none.
       Price: two seconds of a stage that failed; a process killed -9 under a plain `dvc repro` does not get to it.
 Run   the command line, when a stage fails (aut/cli/stages.py); the flow, whatever a stage died of:
