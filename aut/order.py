@@ -1,7 +1,7 @@
 """Order: which clip stands at a position, computed and never stored.
 
 In    data/mixture/ (mixture.json, tombstones.parquet, parts), or parts of an index and a blocklist
-Out   `Order.rows(positions)`, `.seconds`, `.locate`, `.buckets`; a position counts on over epochs
+Out   `Order.rows(positions)`, `.seconds`, `.locate`; a position counts on over epochs
 Why   position -> domain is a periodic pattern, so every window of consecutive positions has its quotas exactly;
       occurrence -> clip is a keyed permutation of the domain's hash ranges, then one of the rows in a range. A range is
       a uniform sample of all the domain's sources, so reading range after range mixes as a shuffle does, while each
@@ -243,15 +243,6 @@ class Order:
                 self._seconds[number, r] = self._read(number, r, ["duration_s"])["duration_s"].to_numpy()
             out[at] = self._seconds[number, r][found.row_N[at]]
         return out
-
-    def buckets(self, positions: I64, edges_s: Sequence[float]) -> list[I64]:
-        """The same positions in groups of like duration, short first, empty ones left out; `edges_s` ascend.
-
-        Given one step's positions it forms micro-batches without changing which rows the step has.
-        """
-        q_N = np.asarray(positions, np.int64)
-        bucket = np.searchsorted(np.asarray(edges_s, np.float64), self.seconds(q_N), side="left")
-        return [q_N[within] for _, within in _groups(bucket)]
 
     def next_in_domain(self, position: int) -> int:
         """The next position of the same domain: where to look when a clip cannot be read."""

@@ -124,17 +124,6 @@ def test_next_in_domain_is_the_nearest(layout: Layout, position: int) -> None:
     assert not (domain[1:-1] == domain[0]).any()
 
 
-def test_buckets_keep_a_step_s_rows(layout: Layout) -> None:
-    order = opened(layout)
-    step = np.arange(96, 160)
-    groups = order.buckets(step, [5.0, 10.0, 20.0])
-    assert sorted(np.concatenate(groups).tolist()) == step.tolist()
-    longest = [order.seconds(g).max() for g in groups]
-    assert longest == sorted(longest)
-    assert all(np.all(np.diff(g) > 0) for g in groups)
-    assert order.buckets(step[:0], [5.0]) == []
-
-
 def test_a_small_cache_changes_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = opened(layout).rows(np.arange(600))
     order = opened(layout)

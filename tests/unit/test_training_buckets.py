@@ -1,0 +1,78 @@
+"""Buckets by duration: the rows of a step in another order, and nothing else, on the loader that trains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aut.contracts import Silent
+from aut.layout import Layout
+from aut.order import Order
+from aut.stages.mixture import mixture
+from aut.training import data
+from aut.training.kept import Kept, held_out
+from aut.training.plan import Plan
+from aut.training.sizes import Budget
+from benchmarks import _pool as pool
+
+SIZES = {"speech": 700, "environment": 90, "music": 130}
+BUDGET_S, STEPS, BATCH = 60.0, 12, 20  # a step is a window of 20
+
+
+@pytest.fixture(scope="module")
+def order(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    layout = Layout(tmp_path_factory.mktemp("mixture"))
+    for domain, rows in SIZES.items():
+        pool.source(layout, domain, domain, rows)
+    pool.block(layout, [])
+    mixture(pool.params({d: [d] for d in SIZES}, rows=600, window=BATCH, parts=5), layout, Silent())
+    order = Order.of_mixture(layout.mixture, 0)
+    return Kept(order, held_out(order, 30))
+
+
+def loader(order: Kept, rank: int = 0, world: int = 1) -> data.Loader:
+    roots = {name: Path("unread") for name in SIZES}
+    return data.Loader(order, roots, lambda text: [1, 2, 3], 30.0, Budget(BUDGET_S), rank, world)
+
+
+@pytest.fixture(autouse=True)
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is read: a clip is as long as its row says."""
+    monkeypatch.setattr(data, "read_clip", lambda root, row, max_s: np.zeros(round(row["duration_s"] * 16_000)))
+
+
+def steps(order: Kept, world: int, first: int = 0) -> list[list[data.Batch]]:
+    """By step, the batch of each process."""
+    found = []
+    for rank in range(world):
+        share = loader(order, rank, world)
+        found.append(list(share.steps(Plan(STEPS, STEPS * BATCH), first)))
+        share.close()
+    return [list(batches) for batches in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_each_step_has_its_positions_once_and_its_quotas(order: Kept, world: int) -> None:
+    for step, batches in enumerate(steps(order, world)):
+        micros = [m for b in batches for m in b.micros]
+        assert sorted(np.concatenate([m.position_B for m in micros])) == list(range(step * BATCH, (step + 1) * BATCH))
+        assert np.bincount(np.concatenate([m.domain_B for m in micros]), minlength=3).tolist() == [16, 2, 2]
+
+
+def test_micro_batches_are_of_like_length_and_within_the_budget(order: Kept) -> None:
+    padding = []
+    for batches in steps(order, 2):
+        assert len({len(b.micros) for b in batches}) == 1  # no process waits for one that is missing
+        for micro in (m for b in batches for m in b.micros):
+            assert len(micro.n_B) * micro.seconds <= BUDGET_S + 30.0 * (len(micro.n_B) == 1)
+            padding.append(micro.x_BT.size - micro.n_B.sum())
+    in_order = np.array([order.rows(np.arange(s, s + 4))[i]["duration_s"] for s in range(0, 240, 4) for i in range(4)])
+    unsorted = (in_order.reshape(-1, 4).max(1, keepdims=True) - in_order.reshape(-1, 4)).sum() * 16_000
+    assert sum(padding) < unsorted / 2
+
+
+def test_beginning_in_the_middle_gives_the_same_steps(order: Kept) -> None:
+    whole, later = (
+        [[b.row_ids for b in batches] for batches in found] for found in (steps(order, 1), steps(order, 1, 7))
+    )
+    assert later == whole[7:]
