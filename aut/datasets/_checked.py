@@ -16,10 +16,15 @@ from aut.contracts import Clip
 from aut.datasets._captions import humanise
 
 R = TypeVar("R")
+V = TypeVar("V")
 BAD = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """What a row of the wrong shape raises; errors that name a whole file (DataError) or an option pass."""
 TEXTS = ("key", "uri", "text_origin", "split", "source_id", "licence")
 LONGEST = 200  # characters of a reason's detail
+
+
+class Bad(ValueError):
+    """In place of a row that could not be read whole: why."""
 
 
 def refused(key: str, uri: str, reason: str, detail: str) -> Clip:
@@ -27,22 +32,42 @@ def refused(key: str, uri: str, reason: str, detail: str) -> Clip:
     return Clip(key=plain(key), uri=plain(uri), extra={"refused": reason, "detail": plain(detail)})
 
 
-def each(table: str, rows: Iterable[R], make: Callable[[R], Iterable[Clip]], above: str = "") -> Iterator[Clip]:
+def each(table: str, rows: Iterable[R | Bad], make: Callable[[R], Iterable[Clip]], above: str = "") -> Iterator[Clip]:
     """Clips of the rows. One that cannot be made into clips is refused under the table's name and the row's number.
 
     `above` numbers the row that these are part of: "3." makes them 3.1, 3.2 ...
     """
     for number, row in enumerate(rows, start=1):
         try:
+            if isinstance(row, Bad):
+                raise row
             found = list(make(row))
             if fault := next(filter(None, map(fault_of, found)), ""):
                 raise ValueError(fault)
         except BAD as error:
-            why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            why = str(error) if type(error) in (ValueError, Bad) else f"{type(error).__name__}: {error}"
             why = " ".join(why.split())[:LONGEST]
             at = f"{above}{number}"
             found = [refused(f"{table}#{at}", "", "bad_metadata", f"{table}, row {at}: {why}")]
         yield from found
+
+
+def numbered(rows: Iterable[R | Bad], start: int) -> Iterator[tuple[int, R] | Bad]:
+    """The rows with their numbers."""
+    for number, row in enumerate(rows, start):
+        yield row if isinstance(row, Bad) else (number, row)
+
+
+def facts(
+    table: str, rows: Iterable[R | Bad], told: Callable[[R], tuple[str, V] | None], into: dict[str, V]
+) -> Iterator[Clip]:
+    """Fills `into` from a table about clips that another lists; no clip but refusals of rows that cannot be used."""
+
+    def learn(row: R) -> tuple[()]:
+        into.update(filter(None, [told(row)]))
+        return ()
+
+    yield from each(table, rows, learn)
 
 
 def checked(clip: Clip) -> Clip:

@@ -1,7 +1,7 @@
 """Metadata: tables and JSON files read row by row, whatever their size, with errors that name file and place.
 
 In    CSV, TSV, JSON lines (gzipped too), and JSON files of gigabytes that are one value
-Out   rows, one at a time
+Out   rows, one at a time; one that cannot be used is a `Bad`, which `each` refuses
 Why   GigaSpeech.json has a gigabyte, NSynth's examples.json 200 MB: json.load took 720 MB for a fifth of the former.
       Here one element is held, with a block of the file: 7 MB, and no slower, for less is allocated.
 """
@@ -18,6 +18,8 @@ from typing import Any, Literal, TextIO, cast
 
 from aut.datasets import columns_of, needs
 from aut.datasets._captions import fill, humanise, pick_of
+from aut.datasets._checked import Bad
+from aut.datasets._columns import Columns
 from aut.errors import ConfigError, DataError
 
 Row = dict[str, Any]
@@ -36,60 +38,84 @@ CELL = 1 << 24  # characters of a CSV cell; Python's own limit is 128 Ki, FMA's 
 
 
 def csv_rows(
-    path: Path, what: str, wanted: Sequence[str], delimiter: str = ",", quoted: bool = True, encoding: str = "utf-8-sig"
-) -> Iterator[dict[str, str]]:
-    """Rows of a table with a header. DataError names the file and the column it lacks, or the broken line."""
+    path: Path,
+    what: str,
+    wanted: Sequence[str] | None,
+    delimiter: str = ",",
+    quoted: bool = True,
+    encoding: str = "utf-8-sig",
+) -> Iterator[dict[str, str] | Bad]:
+    """Rows of a table with a header; `wanted` columns must be there and filled, null: all that the header has.
+
+    DataError names the file and the column it lacks, or the line where it is no table any more.
+    """
     csv.field_size_limit(CELL)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with needs(path, what).open(newline="", encoding=encoding, errors="surrogateescape") as f:
         reader = csv.DictReader(f, delimiter=delimiter, quoting=quoting)
         try:
-            columns_of(path, reader.fieldnames, wanted)
+            columns_of(path, reader.fieldnames, wanted or ())
+            columns = Columns(path, (reader.fieldnames or ()) if wanted is None else wanted)
             for row in reader:
-                if any(row[c] is None for c in wanted):
-                    raise DataError(f"{path}, line {reader.line_num}: too few cells", "download the file again")
-                yield cast(dict[str, str], row)
+                where = f"line {reader.line_num}"
+                yield columns.of(_filled(cast(dict[str | None, Any], row), where), where)
+            columns.settle()
         except csv.Error as error:
             raise DataError(f"{path}, after line {reader.line_num}: {error}", "download the file again") from None
 
 
-def json_lines(path: Path, what: str, wanted: Sequence[str]) -> Iterator[Row]:
-    """Objects of a file that has one a line, gzipped where its name ends so. DataError names the line."""
+def _filled(row: dict[str | None, Any], where: str) -> dict[str | None, Any] | Bad:
+    """Without what `csv` adds to a short row; a long one is bad, for its cells may have moved."""
+    if any(cell.strip() for cell in row.pop(None, ())):
+        return Bad(f"{where} has more cells than there are columns")
+    return row if None not in row.values() else {c: v for c, v in row.items() if v is not None}
+
+
+def json_lines(path: Path, what: str, wanted: Sequence[str]) -> Iterator[Row | Bad]:
+    """Objects of a file that has one a line, gzipped where its name ends so. DataError for a gzip cut short."""
     opened = gzip.open if needs(path, what).suffix == ".gz" else open
-    number = 0
+    columns, number = Columns(path, wanted), 0
     try:
         with opened(path, "rb") as f:
             for line in f:
                 number += 1
                 if line.strip():
-                    yield has_keys(path, json.loads(line), wanted)
-    except (ValueError, RecursionError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+                    yield columns.of(_parsed(line, number), f"line {number}")
+            columns.settle()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}, line {number}: {error}", "download the file again") from None
 
 
-def json_array(path: Path, what: str, key: str, wanted: Sequence[str]) -> Iterator[Row]:
+def _parsed(line: bytes, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return Bad(f"line {number}, character {error.pos}: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        return Bad(f"line {number}: {error}")
+
+
+def json_array(path: Path, what: str, key: str, wanted: Sequence[str]) -> Iterator[Row | Bad]:
     """Objects of the array under `key` of the object that a JSON file is, one in memory at a time."""
+    columns = Columns(path, wanted)
     for name, stream in _members(needs(path, what)):
         if name != key:
             stream.value()
             continue
         for _ in stream.elements("[", "]"):
-            yield has_keys(path, stream.value(), wanted)
+            yield columns.of(stream.value(), f"an element of '{key}'")
+        columns.settle()
         return
     raise DataError(f"{path} has no key '{key}'", "download the file again")
 
 
-def json_members(path: Path, what: str, wanted: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def json_members(path: Path, what: str, wanted: Sequence[str]) -> Iterator[tuple[str, Row] | Bad]:
     """(name, object) pairs of the object that a JSON file is, one in memory at a time."""
+    columns = Columns(path, wanted)
     for name, stream in _members(needs(path, what)):
-        yield name, has_keys(path, stream.value(), wanted)
-
-
-def has_keys(path: Path, value: Any, wanted: Sequence[str]) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{path} has a {type(value).__name__} where an object should be", "download the file again")
-    columns_of(path, list(value), wanted)
-    return value
+        row = columns.of(stream.value(), f"'{name}'")
+        yield row if isinstance(row, Bad) else (name, row)
+    columns.settle()
 
 
 def several(option: str, values: Sequence[str], known: Mapping[str, Any] | Sequence[str]) -> list[str]:

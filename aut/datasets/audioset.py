@@ -18,9 +18,8 @@ from pathlib import Path
 
 from aut.contracts import Card, Clip
 from aut.datasets import columns_of, needs
-from aut.datasets._checked import each
+from aut.datasets._checked import Bad, each, facts, numbered
 from aut.datasets._metadata import caption_of, csv_rows, placed, several
-from aut.errors import DataError
 
 CARD = Card(
     name="audioset",
@@ -56,17 +55,18 @@ def clips(
     files     path below root; its fields are subset, ytid, start_s, end_s, start_ms, end_ms, part
     """
     classes = csv_rows(root / CLASSES, "AudioSet download", ("mid", "display_name"))
+    names: dict[str, str] = {}
     # 'Bird vocalization, bird call, bird song' are names of one class: the first will do.
-    names = {row["mid"]: row["display_name"].split(",")[0] for row in classes}
+    yield from facts(CLASSES, classes, lambda row: (row["mid"], row["display_name"].split(",")[0]), names)
     for subset in several("subsets", subsets, SUBSETS):
         table = needs(root / f"{subset}_segments.csv", "AudioSet download")
-        yield from each(table.name, enumerate(_segments(table)), partial(_clip, table, names, subset, files))
+        yield from each(table.name, numbered(_segments(table), 0), partial(_clip, names, subset, files))
 
 
-def _clip(table: Path, names: Mapping[str, str], subset: str, files: str, row: tuple[int, list[str]]) -> Iterator[Clip]:
+def _clip(names: Mapping[str, str], subset: str, files: str, row: tuple[int, list[str]]) -> Iterator[Clip]:
     number, (ytid, start, end, mids) = row
     if unknown := [m for m in mids.split(",") if m not in names]:
-        raise DataError(f"{table}: {CLASSES} has no class {unknown[0]}", "download both again")
+        raise ValueError(f"{CLASSES} has no class {unknown[0]}")
     labels = [names[m] for m in mids.split(",")]
     start_ms, end_ms = round(float(start) * 1000), round(float(end) * 1000)
     cut = {"start_s": start_ms // 1000, "end_s": end_ms // 1000, "start_ms": start_ms, "end_ms": end_ms}
@@ -83,8 +83,8 @@ def _clip(table: Path, names: Mapping[str, str], subset: str, files: str, row: t
     )
 
 
-def _segments(table: Path) -> Iterator[list[str]]:
-    """Cells of COLUMNS. DataError names a column that the last comment line lacks, or a broken line."""
+def _segments(table: Path) -> Iterator[list[str] | Bad]:
+    """Cells of COLUMNS. DataError names a column that the last comment line lacks."""
     header: list[str] = []
     with table.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
         reader = csv.reader(f, skipinitialspace=True)
@@ -93,6 +93,5 @@ def _segments(table: Path) -> Iterator[list[str]]:
                 header = [row[0].lstrip("# "), *row[1:]]
                 continue
             columns_of(table, header, COLUMNS)
-            if len(row) != len(header):
-                raise DataError(f"{table}, line {reader.line_num}: not {len(header)} cells", "download it again")
-            yield [row[header.index(c)] for c in COLUMNS]
+            short = Bad(f"line {reader.line_num} has not {len(header)} cells") if len(row) != len(header) else None
+            yield short or [row[header.index(c)] for c in COLUMNS]

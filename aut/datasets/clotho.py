@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
-from aut.datasets._checked import each
+from aut.datasets._checked import each, facts
 from aut.datasets._metadata import csv_rows, licence_of, one_of, several
 
 CARD = Card(
@@ -47,18 +47,24 @@ def clips(root: Path, splits: Sequence[str] = ("train",), every: bool = False, a
     for split in several("splits", splits, SPLITS):
         part = SPLITS[split]
         columns = ("file_name", "sound_id", "license")
-        table = csv_rows(root / f"clotho_metadata_{part}.csv", WHAT, columns, encoding="iso-8859-1")
-        facts = {row["file_name"]: (row["sound_id"], licence_of(row["license"])) for row in table}
+        metadata = root / f"clotho_metadata_{part}.csv"
+        table = csv_rows(metadata, WHAT, columns, encoding="iso-8859-1")
+        known: dict[str, tuple[str, str]] = {}
+        yield from facts(metadata.name, table, _known, known)
         captions = root / f"clotho_captions_{part}.csv"
         rows = csv_rows(captions, WHAT, ("file_name", *CAPTIONS))
-        yield from each(captions.name, rows, partial(_clips, facts, split, every, audio))
+        yield from each(captions.name, rows, partial(_clips, known, split, every, audio))
+
+
+def _known(row: Mapping[str, str]) -> tuple[str, tuple[str, str]]:
+    return row["file_name"], (row["sound_id"], licence_of(row["license"]))
 
 
 def _clips(
-    facts: Mapping[str, tuple[str, str]], split: str, every: bool, audio: str, row: Mapping[str, str]
+    known: Mapping[str, tuple[str, str]], split: str, every: bool, audio: str, row: Mapping[str, str]
 ) -> Iterator[Clip]:
     part, name = SPLITS[split], row["file_name"]
-    sound_id, licence = facts.get(name, ("", ""))
+    sound_id, licence = known.get(name, ("", ""))
     key = f"{part}/{name.removesuffix('.wav')}"
     captions = [row[c] for c in CAPTIONS]
     for number, text in enumerate(captions if every else [one_of(captions, key)], start=1):

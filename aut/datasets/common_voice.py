@@ -11,12 +11,12 @@ Why   quotation marks in the TSV are part of the sentence, no quoting: a CSV rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
-from aut.datasets._checked import each
+from aut.datasets._checked import each, facts
 from aut.datasets._metadata import csv_rows, several
 from aut.errors import DataError
 
@@ -50,16 +50,18 @@ def clips(
     """
     chosen, home = several("splits", splits, SPLITS), _home(root, locale)
     for split in chosen:
-        table, held_out = home / SPLITS[split], frozenset[str]()
+        table, held_out = home / SPLITS[split], dict[str, str]()
         if validated and split == "train":
-            lists = [csv_rows(home / name, WHAT, COLUMNS, "\t", quoted=False) for name in ("dev.tsv", "test.tsv")]
-            table, held_out = home / "validated.tsv", frozenset(row["client_id"] for rows in lists for row in rows)
+            table = home / "validated.tsv"
+            for name in ("dev.tsv", "test.tsv"):
+                others = csv_rows(home / name, WHAT, COLUMNS, "\t", quoted=False)
+                yield from facts(f"speakers of {name}", others, lambda row: (row["client_id"], ""), held_out)
         rows = csv_rows(table, WHAT, COLUMNS, "\t", quoted=False)
         folder = (home / "clips").relative_to(root).as_posix()
         yield from each(table.name, rows, partial(_clip, split, folder, held_out))
 
 
-def _clip(split: str, folder: str, held_out: frozenset[str], row: dict[str, str]) -> Iterator[Clip]:
+def _clip(split: str, folder: str, held_out: Collection[str], row: dict[str, str]) -> Iterator[Clip]:
     if row["client_id"] in held_out:
         return
     name = row["path"] if row["path"].endswith(".mp3") else f"{row['path']}.mp3"  # releases 1 and 2 leave it out

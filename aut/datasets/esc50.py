@@ -7,15 +7,14 @@ In    the archive of github.com/karolpiczak/ESC-50: meta/esc50.csv (filename, fo
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
-from aut.datasets import columns_of, needs
 from aut.datasets._checked import each
+from aut.datasets._metadata import csv_rows
 
 CARD = Card(
     name="esc50",
@@ -29,20 +28,18 @@ CARD = Card(
     classes=50,
     homepage="https://github.com/karolpiczak/ESC-50",
 )
+TABLE = "meta/esc50.csv"
 COLUMNS = ("filename", "fold", "category", "src_file")
 
 
 def matches(root: Path) -> bool:
-    return (root / "meta/esc50.csv").is_file()
+    return (root / TABLE).is_file()
 
 
 def clips(root: Path, esc10: bool = False) -> Iterator[Clip]:
     """Rows in the order of esc50.csv; `esc10` keeps the 10-class subset, which is CC BY."""
-    table = needs(root / "meta/esc50.csv", "ESC-50 archive")
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
-        reader = csv.DictReader(f)
-        columns_of(table, reader.fieldnames, (*COLUMNS, *(("esc10",) if esc10 else ())))
-        yield from each(table.name, reader, partial(_clip, esc10))
+    rows = csv_rows(root / TABLE, "ESC-50 archive", (*COLUMNS, *(("esc10",) if esc10 else ())))
+    yield from each("esc50.csv", rows, partial(_clip, esc10))
 
 
 def _clip(esc10: bool, row: dict[str, Any]) -> Iterator[Clip]:

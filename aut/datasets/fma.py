@@ -19,9 +19,8 @@ from pathlib import Path
 from aut.contracts import Card, Clip
 from aut.datasets import choice, columns_of, needs
 from aut.datasets._captions import TEMPLATES, fill
-from aut.datasets._checked import each
+from aut.datasets._checked import Bad, each, facts
 from aut.datasets._metadata import CELL, csv_rows, in_words, licence_of, several
-from aut.errors import DataError
 
 CARD = Card(
     name="fma",
@@ -51,7 +50,8 @@ def clips(root: Path, size: str = "large", splits: Sequence[str] = ("train",)) -
     choice("size", size, (*SIZES, "full"))
     names = {SPLITS[s]: s for s in several("splits", splits, SPLITS)}
     genres = csv_rows(root / "fma_metadata/genres.csv", WHAT, ("genre_id", "title"))
-    titles = {row["genre_id"]: row["title"] for row in genres}
+    titles: dict[str, str] = {}
+    yield from facts("genres.csv", genres, lambda row: (row["genre_id"], row["title"]), titles)
     table = root / "fma_metadata/tracks.csv"
     yield from each(table.name, _tracks(table), partial(_clip, size, names, titles))
 
@@ -76,7 +76,7 @@ def _clip(size: str, names: Mapping[str, str], titles: Mapping[str, str], row: t
     )
 
 
-def _tracks(table: Path) -> Iterator[tuple[str, list[str]]]:
+def _tracks(table: Path) -> Iterator[tuple[str, list[str]] | Bad]:
     """(track id, cells of COLUMNS)."""
     csv.field_size_limit(CELL)
     with needs(table, WHAT).open(newline="", encoding="utf-8", errors="surrogateescape") as f:
@@ -87,6 +87,5 @@ def _tracks(table: Path) -> Iterator[tuple[str, list[str]]]:
         places = [header.index(c) for c in COLUMNS]
         for row in reader:
             if row and row[0].isdigit():  # not the third header line
-                if len(row) != len(header):
-                    raise DataError(f"{table}, line {reader.line_num}: not {len(header)} cells", "unpack it again")
-                yield row[0], [row[p] for p in places]
+                short = Bad(f"line {reader.line_num} has not {len(header)} cells") if len(row) != len(header) else None
+                yield short or (row[0], [row[p] for p in places])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
-from aut.datasets._checked import each
+from aut.datasets._checked import each, facts
 from aut.datasets._metadata import caption_of, csv_rows, json_members, licence_of, several
 
 CARD = Card(
@@ -46,9 +46,11 @@ def clips(root: Path, splits: Sequence[str] = ("train",)) -> Iterator[Clip]:
     chosen = several("splits", splits, SPLITS)
     for part in dict.fromkeys(SPLITS[s] for s in chosen):
         metadata = root / "FSD50K.metadata"
-        infos = json_members(metadata / f"{part}_clips_info_FSD50K.json", WHAT, ("license",))
-        licences = {fname: info["license"] for fname, info in infos}
-        told = _labels(metadata / f"collection/collection_{part}.csv")
+        infos, licences = metadata / f"{part}_clips_info_FSD50K.json", dict[str, Any]()
+        yield from facts(infos.name, json_members(infos, WHAT, ("license",)), _licence, licences)
+        collection, told = metadata / f"collection/collection_{part}.csv", dict[str, list[str]]()
+        if collection.is_file():
+            yield from facts(collection.name, csv_rows(collection, WHAT, ("fname", "labels")), _labels, told)
         columns = ("fname", "labels", *(("split",) if part == "dev" else ()))
         table = root / f"FSD50K.ground_truth/{part}.csv"
         yield from each(table.name, csv_rows(table, WHAT, columns), partial(_clip, part, chosen, told, licences))
@@ -79,8 +81,10 @@ def _clip(
     )
 
 
-def _labels(table: Path) -> dict[str, list[str]]:
-    """fname -> the labels that people chose; empty where the table is not there."""
-    if not table.is_file():
-        return {}
-    return {r["fname"]: r["labels"].split(",") for r in csv_rows(table, WHAT, ("fname", "labels")) if r["labels"]}
+def _licence(row: tuple[str, Mapping[str, Any]]) -> tuple[str, Any]:
+    return row[0], row[1]["license"]
+
+
+def _labels(row: Mapping[str, str]) -> tuple[str, list[str]] | None:
+    """fname, and the labels that people chose."""
+    return (row["fname"], row["labels"].split(",")) if row["labels"] else None

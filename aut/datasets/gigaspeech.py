@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
-from aut.datasets import choice, columns_of, refused
-from aut.datasets._checked import each
+from aut.datasets import choice, refused
+from aut.datasets._checked import each, numbered
+from aut.datasets._columns import Columns
 from aut.datasets._metadata import json_array, several
 
 CARD = Card(
@@ -55,18 +56,20 @@ def clips(root: Path, subset: str = "xl", splits: Sequence[str] = ("train",), lo
     tags = {SPLITS[s] or f"{{{subset.upper()}}}": s for s in several("splits", splits, SPLITS)}
     table = root / "GigaSpeech.json"
     audios = json_array(table, "GigaSpeech download", "audios", ("aid", "path", "source", "segments"))
-    yield from each(table.name, enumerate(audios, start=1), partial(_audio, table, tags, lower))
+    columns = Columns(table, SEGMENT)
+    yield from each(table.name, numbered(audios, 1), partial(_audio, columns, table.name, tags, lower))
+    columns.settle()
 
 
-def _audio(table: Path, tags: Mapping[str, str], lower: bool, row: tuple[int, dict[str, Any]]) -> Iterator[Clip]:
-    number, audio = row
-    yield from each(table.name, audio["segments"], partial(_segment, table, tags, lower, audio), f"{number}.")
-
-
-def _segment(
-    table: Path, tags: Mapping[str, str], lower: bool, audio: Mapping[str, Any], segment: dict[str, Any]
+def _audio(
+    columns: Columns, table: str, tags: Mapping[str, str], lower: bool, row: tuple[int, dict[str, Any]]
 ) -> Iterator[Clip]:
-    columns_of(table, list(segment), SEGMENT)
+    number, audio = row
+    segments = (columns.of(s, f"a segment of {audio['aid']}") for s in audio["segments"])
+    yield from each(table, segments, partial(_segment, tags, lower, audio), f"{number}.")
+
+
+def _segment(tags: Mapping[str, str], lower: bool, audio: Mapping[str, Any], segment: dict[str, Any]) -> Iterator[Clip]:
     split = next((s for tag, s in tags.items() if tag in segment["subsets"]), None)
     if split is None:
         return

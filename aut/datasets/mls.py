@@ -11,12 +11,13 @@ Why   transcripts are in lower case and have no punctuation. LibriVox is also th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from aut.contracts import Card, Clip
 from aut.datasets import audio_files, needs
+from aut.datasets._checked import each
 from aut.datasets._metadata import several
-from aut.errors import DataError
 
 CARD = Card(
     name="mls",
@@ -44,17 +45,20 @@ def clips(root: Path, splits: Sequence[str] = ("train",)) -> Iterator[Clip]:
         table = needs(folder / "transcripts.txt", "MLS archive")
         suffix = next((p.suffix for p in audio_files(needs(folder / "audio", "MLS archive"))), ".flac")
         with table.open(encoding="utf-8", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, start=1):
-                key, tab, text = line.rstrip("\n").partition("\t")
-                speaker, *rest = key.split("_")
-                if not tab or len(rest) != 2:
-                    raise DataError(f"{table}, line {number}: no utterance id and transcript", "unpack it again")
-                yield Clip(
-                    key=key,
-                    uri=f"{SPLITS[split]}/audio/{speaker}/{rest[0]}/{key}{suffix}",
-                    text=text,
-                    text_origin="human",
-                    split=split,
-                    source_id=speaker,
-                    licence=CARD.licence,
-                )
+            yield from each(f"{SPLITS[split]}/{table.name}", lines, partial(_clip, split, suffix))
+
+
+def _clip(split: str, suffix: str, line: str) -> Iterator[Clip]:
+    key, tab, text = line.rstrip("\n").partition("\t")
+    speaker, *rest = key.split("_")
+    if not tab or len(rest) != 2:
+        raise ValueError("no utterance id, tab and transcript")
+    yield Clip(
+        key=key,
+        uri=f"{SPLITS[split]}/audio/{speaker}/{rest[0]}/{key}{suffix}",
+        text=text,
+        text_origin="human",
+        split=split,
+        source_id=speaker,
+        licence=CARD.licence,
+    )

@@ -24,8 +24,9 @@ from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import columns_of, refused
-from aut.datasets._checked import each
-from aut.datasets._metadata import has_keys, json_lines, several
+from aut.datasets._checked import Bad, each, numbered
+from aut.datasets._columns import Columns
+from aut.datasets._metadata import json_lines, several
 from aut.datasets._tars import Damaged, members
 from aut.errors import DataError
 from aut.files import write_bytes
@@ -62,15 +63,18 @@ def clips(root: Path, subsets: Sequence[str] = ("clean", "clean_sa", "dirty", "d
         table = folder.with_suffix(".json")
         if not table.is_file() and any(root.glob(f"{subset}/*.parquet")):
             raise DataError(f"{root} holds Parquet", "run python -m aut.datasets.peoples_speech PARQUET_FOLDER OUT")
-        places = _Members(root, folder)
+        places, columns = _Members(root, folder), Columns(table, ("label", "name"))
         documents = json_lines(table, "People's Speech download", ("training_data",))
-        yield from each(table.name, enumerate(documents, start=1), partial(_document, table, places))
+        yield from each(table.name, numbered(documents, 1), partial(_document, table, places, columns))
+        columns.settle()
 
 
-def _document(table: Path, places: _Members, row: tuple[int, Mapping[str, Any]]) -> Iterator[Clip]:
+def _document(table: Path, places: _Members, columns: Columns, row: tuple[int, Mapping[str, Any]]) -> Iterator[Clip]:
     number, document = row
     source = document.get("identifier") or document.get("audio_document_id")
-    told = has_keys(table, document["training_data"], ("label", "name"))
+    told = columns.of(document["training_data"], f"training_data of {source}")
+    if isinstance(told, Bad):
+        raise told
     if not source or len(told["label"]) != len(told["name"]):
         raise ValueError("a document without identifier, or with fewer labels than names")
     pairs = zip(told["label"], told["name"], strict=True)

@@ -10,16 +10,19 @@ Run   aut sources check PATH --dataset table
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
 from aut.datasets import choice, columns_of, needs, refused
 from aut.datasets._captions import TEMPLATES, fill
-from aut.datasets._checked import each
+from aut.datasets._checked import Bad, each, facts, numbered
+from aut.datasets._columns import FIRST
+from aut.datasets._metadata import csv_rows, json_lines
 from aut.errors import ConfigError, DataError
 
 CARD = Card(
@@ -45,6 +48,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "youtube_id": ("youtube_id",),
 }
 """Columns that are taken where options.columns is not given: the first of each that the table has."""
+
+JSON = (".jsonl", ".json")
 
 Row = dict[str, Any]
 
@@ -73,7 +78,7 @@ def clips(
     label_kind   sound, instrument, genre, word ...: which of the built-in templates fit; null: the domain's
     audio        folder, below root, that the uri column starts at
 
-    Raises ConfigError for options, DataError naming file and column, or file and line.
+    Raises ConfigError for options, DataError naming file and column.
     """
     if label_kind is not None:
         choice("label_kind", label_kind, tuple(TEMPLATES))
@@ -82,21 +87,23 @@ def clips(
             raise ConfigError(f"option {option} names '{unknown[0]}'", f"the fields are {', '.join(FIELDS)}")
     _check_templates(templates)
     path = needs(root / file, "table")
-    joined = [_joined(root, j) for j in join or ()]
-    header = [*_header(path), *(name for _, _, names in joined for name in names)]
+    joined = [_Join.of(root, j) for j in join or ()]
+    header = [*_header(path), *(name for j in joined for name in j.names)]
     mapping = dict(columns) if columns is not None else _named(header)
     if "uri" not in mapping:
         raise DataError(f"{path} has no column that names the audio file", "say which in options.columns.uri")
-    columns_of(path, header, (*mapping.values(), *(where or {}), *(left for left, _, _ in joined)))
+    columns_of(path, header, (*mapping.values(), *(where or {}), *(j.left for j in joined)))
+    for j in joined:
+        yield from j.read()
 
     def listed(numbered: tuple[int, Row]) -> Iterator[Clip]:
         number, row = numbered
-        for left, rows, _ in joined:
-            row |= rows.get(_cell(row, left) or "", {})
+        for j in joined:
+            row |= j.rows.get(_cell(row, j.left) or "", {})
         if all(_cell(row, c) in _values(v) for c, v in (where or {}).items()):
             yield _clip(row, number, mapping, constants or {}, formats or {}, templates, label_kind, audio)
 
-    yield from each(file, enumerate(_rows(path), start=1), listed)
+    yield from each(file, numbered(_rows(path), 1), listed)
 
 
 def _clip(
@@ -165,15 +172,31 @@ def _values(wanted: Any) -> set[str | None]:
     return {None if v is None else str(v) for v in (wanted if isinstance(wanted, list | tuple) else [wanted])}
 
 
-def _joined(root: Path, join: Mapping[str, str]) -> tuple[str, dict[str, Row], list[str]]:
-    """(our column, their rows by key, names of their columns)."""
-    if set(join) != {"file", "left", "right"}:
-        raise ConfigError(f"option join has the keys {', '.join(join)}", "it takes file, left and right")
-    path = needs(root / join["file"], "table")
-    names = _header(path)
-    columns_of(path, names, (join["right"],))
-    rows = {_cell(r, join["right"]) or "": {f"{path.stem}.{k}": v for k, v in r.items()} for r in _rows(path)}
-    return join["left"], rows, [f"{path.stem}.{name}" for name in names]
+@dataclass
+class _Join:
+    """A second table: our column `left` holds what its column `right` does."""
+
+    path: Path
+    left: str
+    right: str
+    names: list[str]
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, root: Path, join: Mapping[str, str]) -> _Join:
+        if set(join) != {"file", "left", "right"}:
+            raise ConfigError(f"option join has the keys {', '.join(join)}", "it takes file, left and right")
+        path = needs(root / join["file"], "table")
+        names = _header(path)
+        columns_of(path, names, (join["right"],))
+        return cls(path, join["left"], join["right"], [f"{path.stem}.{name}" for name in names])
+
+    def read(self) -> Iterator[Clip]:
+        """Fills `rows`; refusals of those that cannot be read."""
+        yield from facts(self.path.name, _rows(self.path), self._told, self.rows)
+
+    def _told(self, row: Row) -> tuple[str, Row]:
+        return _cell(row, self.right) or "", {f"{self.path.stem}.{k}": v for k, v in row.items()}
 
 
 # --- the formats --------------------------------------------------------------------------------------------------
@@ -183,9 +206,8 @@ def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         with _parquet_file(path) as table:
             return list(table.schema_arrow.names)
-    if path.suffix in (".jsonl", ".json"):  # keys may come and go: those of the first rows count
-        first = [row for row, _ in zip(_rows(path), range(100), strict=False)]
-        return list(dict.fromkeys(key for row in first for key in row))
+    if path.suffix in JSON:  # keys may come and go: those of the first rows count
+        return list(dict.fromkeys(key for row in islice(_rows(path), FIRST) if not isinstance(row, Bad) for key in row))
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         try:
             return next(csv.reader(f, delimiter=_delimiter(path)), [])
@@ -193,45 +215,19 @@ def _header(path: Path) -> list[str]:
             raise DataError(f"{path}, line 1: {error}", "mend it") from None
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Row | Bad]:
     if path.suffix == ".parquet":
         yield from _parquet(path)
-    elif path.suffix in (".jsonl", ".json"):
-        yield from _jsonl(path)
+    elif path.suffix in JSON:
+        yield from json_lines(path, "table", ())
     elif path.suffix in (".csv", ".tsv", ".txt"):
-        yield from _csv(path)
+        yield from csv_rows(path, "table", None, _delimiter(path))
     else:
         raise ConfigError(f"option file is '{path.name}'", "give a .csv, .tsv, .jsonl or .parquet file")
 
 
 def _delimiter(path: Path) -> str:
     return "," if path.suffix == ".csv" else "\t"
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
-        reader = csv.DictReader(f, delimiter=_delimiter(path))
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} cells")
-                yield dict(row)
-        except csv.Error as error:
-            raise DataError(f"{path}, after line {reader.line_num}: {error}", "mend it") from None
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as f:
-        for number, line in enumerate(f, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: {error}", "one JSON object a line") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is no JSON object", "one JSON object a line")
-            yield row
 
 
 def _parquet(path: Path) -> Iterator[Row]:

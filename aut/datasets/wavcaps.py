@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from aut.contracts import Card, Clip
-from aut.datasets import needs
+from aut.datasets import columns_of, needs
 from aut.datasets._checked import each
-from aut.datasets._metadata import has_keys, json_array, placed, several
+from aut.datasets._metadata import json_array, placed, several
 from aut.errors import DataError
 from aut.files import read_json
 
@@ -83,9 +83,10 @@ def _clip(source: str, files: str, dropped: frozenset[tuple[str, str]], item: di
 
 
 def _dropped(path: Path) -> frozenset[tuple[str, str]]:
-    lists = has_keys(path, read_json(path), ("FreeSound", "AudioSet"))
+    lists = read_json(path)
     named = (("FreeSound", "FreeSound"), ("AudioSet_SL", "AudioSet"))
     try:
+        columns_of(path, list(lists), ("FreeSound", "AudioSet"))
         return frozenset((source, i) for source, key in named for i in lists[key])
     except TypeError:
         raise DataError(f"{path} holds no lists of ids", "download the file again") from None

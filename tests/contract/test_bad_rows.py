@@ -52,6 +52,19 @@ def segment_of(**fields):
     )
 
 
+def clip_of_without(key):
+    def change(value):
+        clip_of()(value)
+        del value["data"][-1][key]
+
+    return change
+
+
+def segment_without(value):
+    segment_of()(value)
+    del value["audios"][0]["segments"][-1]["end_time"]
+
+
 def audio_without_segments(value):
     value["audios"].append(value["audios"][0] | {"segments": 3})
 
@@ -60,11 +73,12 @@ def note_of(**fields):
     return lambda value: value.update(new=next(iter(value.values())) | fields)
 
 
-def cut_of(**fields):
+def cut_of(without="", **fields):
     def spoil(root):
         path = root / "libriheavy_cuts_small.jsonl.gz"
         lines = gzip.decompress(path.read_bytes()).splitlines()
-        lines.insert(1, json.dumps(json.loads(lines[0]) | {"id": "new"} | fields).encode())
+        cut = json.loads(lines[0]) | {"id": "new"} | fields
+        lines.insert(1, json.dumps({k: v for k, v in cut.items() if k != without}).encode())
         path.write_bytes(gzip.compress(b"\n".join(lines)))
 
     return spoil
@@ -72,7 +86,29 @@ def cut_of(**fields):
 
 PARTS = {"label": ["w"], "name": ["n.flac"]}
 SPOILT = [
-    ("esc50", more("esc50.csv", b"short.wav\n"), "esc50.csv, row 5: "),
+    ("esc50", more("esc50.csv", b"short.wav\n"), "esc50.csv, row 5: line 6 has no 'fold'"),
+    ("musiccaps", more("musiccaps-public.csv", b"short,1\n"), "line 4 has no 'end_s'"),
+    ("common_voice", more("train.tsv", b"speaker\tname\n"), "has no 'sentence'"),
+    ("audioset", more("balanced_train_segments.csv", b"abcdefghijk, 0.0, 10.0\n"), "line 6 has not 4 cells"),
+    ("audioset", more("balanced_train_segments.csv", b'abcdefghijk, 0, 9, "/m/new"\n'), "has no class /m/new"),
+    ("audioset", more("class_labels_indices.csv", b"4\n"), "class_labels_indices.csv, row 4: line 5 has no 'mid'"),
+    ("clotho", more("clotho_metadata_development.csv", b"a.wav\n"), "clotho_metadata_development.csv, row "),
+    ("fma", more("tracks.csv", b"2999,t\n"), "tracks.csv, row 5: line "),
+    ("fma", more("genres.csv", b"12\n"), "genres.csv, row "),
+    ("fsd50k", inside("dev_clips_info_FSD50K.json", lambda v: v.update(new={})), "'new' has no 'license'"),
+    ("mls", more("transcripts.txt", b"no tab here\n"), "/transcripts.txt, row 3: no utterance id"),
+    ("table", more("rows.csv", b"audio/a.ogg\n"), "rows.csv, row 5: line 6 has no "),
+    ("table", more("rows.csv", b"a" + b",x" * 6 + b"\n"), "rows.csv, row 5: line 6 has more cells than there are"),
+    ("wavcaps", inside("bbc_final.json", clip_of_without("caption")), "an element of 'data' has no 'caption'"),
+    ("wavcaps", inside("bbc_final.json", lambda v: v["data"].append(3)), "is a int where an object should be"),
+    ("gigaspeech", inside("GigaSpeech.json", lambda v: v["audios"].append({"aid": "x"})), "has no 'path'"),
+    ("gigaspeech", inside("GigaSpeech.json", segment_without), "row 1.4: a segment of POD0000000001 has no 'end_time'"),
+    ("nsynth", inside("examples.json", lambda v: v.update(new={"pitch": 60})), "'new' has no 'instrument_str'"),
+    ("peoples_speech", more("clean.json", {"identifier": "d"}), "clean.json, row 3: line 3 has no 'training_data'"),
+    ("peoples_speech", more("clean.json", {"training_data": {"name": []}}), "training_data of None has no 'label'"),
+    ("musicbench", more("MusicBench_train.json", {"location": "x.wav"}), "row 4: line 4 has no 'main_caption'"),
+    ("musicbench", more("MusicBench_train.json", b'{"location": \n'), "row 4: line 4, character 14: Expecting value"),
+    ("libriheavy", cut_of(without="duration"), "row 2: line 2 has no 'duration'"),
     ("esc50", more("esc50.csv", b"x.wav,1,0,_,True,1,A\n"), "esc50.csv, row 5: label '_' holds no word"),
     ("wavcaps", inside("bbc_final.json", clip_of(id=12)), "bbc_final.json, row 2: "),
     ("wavcaps", inside("bbc_final.json", clip_of(caption=[])), "bbc_final.json, row 2: "),

@@ -10,11 +10,12 @@ import yaml
 
 from aut.audio.decode import decode, read_source
 from aut.datasets import check_options, list_clips
+from aut.datasets._checked import Bad
 from aut.datasets._metadata import BLOCK, in_words, json_array, json_members, licence_of, one_of, placed
 from aut.datasets.peoples_speech import unpack
 from aut.errors import ConfigError, DataError
 from aut.sources import check
-from tests.contract.corpora_of_the_paper import FIXTURES, sound, write
+from tests.contract.corpora_of_the_paper import FIXTURES, sound
 
 
 @pytest.fixture
@@ -189,11 +190,17 @@ def test_a_missing_column_is_named_with_its_file(name, tmp_path):
         list(list_clips(name, tmp_path, options))
 
 
-def test_libriheavy_and_mls_name_what_is_broken(tmp_path):
-    FIXTURES["mls"](tmp_path)
-    write(tmp_path / "train/transcripts.txt", "4800_10003_000000\tfine", "no tab here")
-    with pytest.raises(DataError, match="line 2"):
-        list(list_clips("mls", tmp_path, {}))
+def test_a_key_that_the_first_hundred_rows_lack_is_a_missing_column(tmp_path):
+    path = tmp_path / "a.json"
+    rows = [{"b": 1}] * 99 + [{"a": 1}] + [{"b": 1}] * 3
+    path.write_text(json.dumps({"audios": rows}))
+    assert sum(isinstance(r, Bad) for r in json_array(path, "x", "audios", ("a",))) == 102
+    path.write_text(json.dumps({"audios": rows[:99] + rows[:1] + rows[99:]}))
+    with pytest.raises(DataError, match=r"a\.json has no column 'a'. its columns are b"):
+        list(json_array(path, "x", "audios", ("a",)))
+
+
+def test_libriheavy_names_what_is_broken(tmp_path):
     with gzip.open(tmp_path / "libriheavy_cuts_small.jsonl.gz", "wt") as f:
         f.write(json.dumps({"id": "a", "start": 0, "duration": 1, "recording": {}, "supervisions": []}))
     found = check(tmp_path, "libriheavy", {"subsets": ["small"]})
@@ -270,7 +277,7 @@ def test_json_is_read_as_the_library_reads_it_wherever_blocks_end(tmp_path, monk
         ('{"audios": [{"a": 1} {"a": 2}]}', "where , or ] should be"),
         ('{"other": []}', "has no key 'audios'"),
         ('["audios"]', r"\[ where \{ should be"),
-        ('{"audios": [3]}', "has a int"),
+        ('{"audios": [3]}', "is a int where an object should be; none of 1 rows can be read"),
         ("", "the end where"),
     ],
 )

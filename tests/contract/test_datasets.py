@@ -263,10 +263,22 @@ def test_table_formats_agree(tmp_path, suffix):
     assert listed[0] == listed[1]
 
 
-def test_table_names_a_broken_line(tmp_path):
+def test_table_refuses_a_broken_line_and_stops_where_all_are(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"file": "a.wav"}\n{"file": \n')
-    with pytest.raises(DataError, match="line 2"):
+    _, broken = list_clips("table", tmp_path, {"file": "x.jsonl"})
+    assert broken.extra["refused"] == "bad_metadata"
+    assert "x.jsonl, row 2: line 2, character 10: " in broken.extra["detail"]
+    (tmp_path / "x.jsonl").write_text('{"file": \n')
+    with pytest.raises(DataError, match=r"line 1, character 10: Expecting value; none of 1 rows can be read"):
         list(list_clips("table", tmp_path, {"file": "x.jsonl"}))
+
+
+def test_a_joined_table_s_broken_line_is_refused_and_the_rest_is_read(tmp_path):
+    table(tmp_path)
+    (tmp_path / "more.csv").write_text("filename,by\naudio/0.ogg,ann\nshort\n")
+    join = [{"file": "more.csv", "left": "filename", "right": "filename"}]
+    found = check(tmp_path, "table", {"file": "rows.csv", "join": join})
+    assert found.refused_examples == [("more.csv#2", "bad_metadata", "more.csv, row 2: line 3 has no 'by'")]
 
 
 def test_tar_refuses_links_and_names_that_leave_and_survives_a_cut(tmp_path):
