@@ -2,11 +2,11 @@
 
 In    a synthetic index (benchmarks/_pool.py) with one source of 1 % of the mixture
 Out   add_source_pct (a source of 1 % added), recaption_pct (a 1 % source re-captioned), block_pct (0.05 % of the rows
-      blocked), each as percent of the mixture's bytes; status_s. With --quick also what is not promised:
-      recaption_scattered_pct and recaption_clustered_pct (1 % of the clips of the largest source, taken all over it or
-      in one run of ids), whose rows the hash spreads over all of that source's parts; and one_file_pct, the same
-      re-captioned source where the mixture is one Parquet file
-Why   DVC uploads a file whole when one byte of it changed: one Parquet file is 100 % after each change
+      blocked), each as percent of the mixture's bytes; one_file_*, the same changes where the mixture is one Parquet
+      file, its peer; status_s. With --quick also what is not promised: recaption_scattered_pct and
+      recaption_clustered_pct (1 % of the clips of the largest source, taken all over it or in one run of ids), whose
+      rows the hash spreads over all of that source's parts
+Why   DVC uploads a file whole when one byte of it changed: both are written, and their objects compared by content
 Run   python -m benchmarks.versioning [--quick] [--keep] [--folder FOLDER with an index of benchmarks.mixture]
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from aut.config import Params
@@ -62,7 +63,7 @@ class Bench:
                 if not self.layout.index(domain, name).exists():
                     pool.source(self.layout, domain, name, rows // shrink)
         pool.block(self.layout, [])
-        self.before = self.digests(SMALL)
+        self.before, self.one_file = self.digests(SMALL), self.joined()
 
     def params(self, *extra: str) -> Params:
         sources: dict[Domain, list[str]] = {d: list(names) for d, names in FULL.items()}
@@ -73,43 +74,48 @@ class Bench:
         mixture(self.params(*extra), self.layout, Silent())
         return digests(self.layout.mixture)
 
-    def added(self) -> float:
-        return uploaded_pct(self.before, self.digests(SMALL, "added"))
+    def _measured(self, name: str, *extra: str) -> dict[str, float]:
+        after = self.digests(*extra)
+        own, peer = uploaded_pct(self.before, after), uploaded_pct(self.one_file, self.joined())
+        return {f"{name}_pct": own, f"one_file_{name}_pct": peer}
 
-    def recaptioned(self, name: str, rows: int, how: str) -> float:
-        pool.source(self.layout, "speech", name, rows, recaption=how)
-        after = self.digests(SMALL)
-        pool.source(self.layout, "speech", name, rows)
-        return uploaded_pct(self.before, after)
+    def added(self) -> dict[str, float]:
+        return self._measured("add_source", SMALL, "added")
 
-    def one_file(self) -> float:
-        """The small source re-captioned, had the mixture's rows lain in one file."""
-        before = self._joined()
+    def recaptioned(self) -> dict[str, float]:
         pool.source(self.layout, "speech", SMALL, self.small, recaption="all")
-        self.digests(SMALL)
-        after = self._joined()
+        found = self._measured("recaption", SMALL)
         pool.source(self.layout, "speech", SMALL, self.small)
-        return uploaded_pct(before, after)
+        return found
 
-    def _joined(self) -> Digests:
-        import pyarrow.parquet as pq
-
-        parts = sorted(self.layout.mixture.rglob("part-*.parquet"))
-        with tempfile.TemporaryDirectory() as folder:
-            with pq.ParquetWriter(Path(folder) / "mixture.parquet", pq.read_schema(parts[0])) as writer:
-                for part in parts:
-                    writer.write_table(pq.read_table(part))
-            return digests(Path(folder))
-
-    def blocked(self) -> float:
+    def blocked(self) -> dict[str, float]:
         rows = FULL["speech"]["s0"] // self.shrink
         count = round(self.rows * BLOCKED)
         pool.block(self.layout, [pool.clip_id("s0", r) for r in range(0, rows, rows // count)][:count])
-        after = self.digests(SMALL)
+        found = self._measured("block", SMALL)
         pool.block(self.layout, [])
-        return uploaded_pct(self.before, after)
+        return found
 
-    def status_s(self) -> float:
+    def recaptioned_here_and_there(self, how: str) -> dict[str, float]:
+        """1 % of the largest source's clips."""
+        rows = FULL["speech"]["s0"] // self.shrink
+        pool.source(self.layout, "speech", "s0", rows, recaption=how)
+        after = self.digests(SMALL)
+        pool.source(self.layout, "speech", "s0", rows)
+        return {f"recaption_{how}_pct": uploaded_pct(self.before, after)}
+
+    def joined(self) -> Digests:
+        """The mixture's rows, less blocked ones, as one file."""
+        import polars as pl
+
+        rows = pl.scan_parquet(self.layout.mixture / "**/part-*.parquet")
+        dead = pl.scan_parquet(self.layout.mixture / "tombstones.parquet").select("id")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "mixture.parquet"
+            rows.join(dead, on="id", how="anti", maintain_order="left").sink_parquet(path, compression="snappy")
+            return digests(Path(folder))
+
+    def status_s(self) -> dict[str, float]:
         """Seconds of the second `dvc status` of a project that tracks the mixture."""
         root = self.layout.root
         own = {"DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(root), "DVC_SITE_CACHE_DIR": str(root / "site")}
@@ -128,7 +134,7 @@ class Bench:
         dvc("status")
         start = time.perf_counter()
         dvc("status")
-        return time.perf_counter() - start
+        return {"status_s": time.perf_counter() - start}
 
 
 def main() -> None:
@@ -137,25 +143,27 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args.folder or Path(temporary), QUICK if args.quick else 1)
-        largest = FULL["speech"]["s0"] // bench.shrink
-        work: dict[str, Callable[[], float]] = {
-            "add_source_pct": bench.added,
-            "recaption_pct": lambda: bench.recaptioned(SMALL, bench.small, "all"),
-            "block_pct": bench.blocked,
-            "status_s": bench.status_s,
-        }
+        work: list[Callable[[], dict[str, float]]] = [bench.added, bench.recaptioned, bench.blocked]
         if args.quick:
-            work |= {
-                "recaption_scattered_pct": lambda: bench.recaptioned("s0", largest, "scattered"),
-                "recaption_clustered_pct": lambda: bench.recaptioned("s0", largest, "clustered"),
-                "one_file_pct": bench.one_file,
-            }
+            work += [partial(bench.recaptioned_here_and_there, how) for how in ("scattered", "clustered")]
         figures: dict[str, float] = {}
-        for name, measure in work.items():
-            figures[name] = measure()
-            say(f"{name} {figures[name]:.3f}")
-    peer = "one Parquet file under DVC: one_file_pct of --quick"
-    finish("versioning", figures, args.keep, {"machine": machine("dvc", "pyarrow"), "peer": peer})
+        for measure in [*work, bench.status_s]:
+            found = measure()
+            say(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+            figures |= found
+    changed = {"added": bench.small, "recaptioned": bench.small, "blocked": round(bench.rows * BLOCKED)}
+    facts = {
+        "rows": {"selected": bench.rows, **changed},
+        "bytes": {"mixture": _bytes(bench.before), "one_file": _bytes(bench.one_file)},
+        "machine": machine("dvc", "pyarrow", "polars"),
+        "load_average_1min": round(os.getloadavg()[0], 1),
+        "peer": "one Parquet file under DVC, of the same rows: one_file_*",
+    }
+    finish("versioning", figures, args.keep, facts)
+
+
+def _bytes(files: Digests) -> int:
+    return sum(size for _, size in files.values())
 
 
 if __name__ == "__main__":
