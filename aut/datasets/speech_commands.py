@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aut.contracts import Card, Clip
-from aut.datasets import audio_files, needs
+from aut.datasets import audio_files, needs, refused
 from aut.errors import ConfigError
 
 CARD = Card(
@@ -92,11 +92,16 @@ def _silence(folder: Path, root: Path) -> Iterator[Clip]:
     import soundfile
 
     for path in audio_files(folder):
-        seconds = int(soundfile.info(path).duration)
+        uri = path.relative_to(root).as_posix()
+        try:
+            seconds = int(soundfile.info(path).duration)
+        except soundfile.SoundFileError as error:
+            yield refused(f"{SILENCE}/{path.stem}", uri, "corrupt", type(error).__name__)
+            continue
         for second in range(seconds):
             yield Clip(
                 key=f"{SILENCE}/{path.stem}-{second:03d}",
-                uri=path.relative_to(root).as_posix(),
+                uri=uri,
                 label=SILENCE,
                 split="train",
                 source_id=path.stem,

@@ -31,7 +31,9 @@ CARD = Card(
     homepage="https://github.com/webdataset/webdataset",
 )
 FIELDS = ("text", "label", "split", "source_id", "licence", "freesound_id", "youtube_id")
-SIDE_BYTES = 1 << 20  # of a .json, .txt or .cls member
+SIDE_BYTES = 1 << 20  # of a side member
+SIDES = {".json": "", ".txt": ".text", ".cls": ".label"}
+"""Members that tell of the sample, and the fact that those with nothing but text are."""
 
 
 @dataclass
@@ -41,6 +43,32 @@ class Sample:
     key: str
     audio: tarfile.TarInfo | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Keys:
+    """Which key of the JSON members is which field; `lacking` are those that params name and no sample had so far."""
+
+    root: Path
+    of: Mapping[str, str]
+    lacking: set[str]
+    samples: int = 0
+
+    def found(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Fields of a sample."""
+        values = {name: value for name, key in self.of.items() if (value := _dig(facts, key)) is not None}
+        self.samples += 1
+        if self.lacking:
+            self.lacking -= {self.of[name] for name in values}
+        return values
+
+    def settle(self) -> None:
+        """At the end: DataError for a key that no sample had. Not sooner: where sets are joined, some have it."""
+        if self.lacking and self.samples:
+            raise DataError(
+                f"{self.root}: none of {self.samples} samples has the JSON key '{min(self.lacking)}'",
+                "mend options.columns, or leave it out of it",
+            )
 
 
 def matches(root: Path) -> bool:
@@ -56,23 +84,26 @@ def clips(
 ) -> Iterator[Clip]:
     """Samples by shard and position.
 
-    columns       field of a row -> key of the JSON member, dots for nested ones; null: keys named as the fields
+    columns       field of a row -> key of the JSON member, dots for nested ones; null: keys named as the fields, those
+                  that are there
     licence, split, text_origin   where the JSON has none
     """
-    mapping = dict(columns) if columns is not None else {name: name for name in FIELDS}
-    if unknown := sorted(set(mapping) - set(FIELDS)):
+    if unknown := sorted(set(columns or ()) - set(FIELDS)):
         raise ConfigError(f"option columns names '{unknown[0]}'", f"the fields are {', '.join(FIELDS)}")
     shards = sorted(p for p in root.rglob("*.tar*") if p.is_file() and not p.name.startswith("."))
     if packed := [p for p in shards if p.suffix != ".tar"]:
         raise DataError(f"{packed[0]} is compressed, its members have no offsets", "unpack it to .tar first")
     if not shards:
         raise DataError(f"{root} holds no .tar file", "give the folder of the shards")
+    mapping = columns if columns is not None else {name: name for name in FIELDS}
+    keys = Keys(root, mapping, set((columns or {}).values()))
     given = {"licence": licence, "split": split}
     for shard in shards:
-        yield from _shard(shard, shard.relative_to(root).as_posix(), mapping, given, text_origin)
+        yield from _shard(shard, shard.relative_to(root).as_posix(), keys, given, text_origin)
+    keys.settle()
 
 
-def _shard(path: Path, uri: str, mapping: Mapping[str, str], given: dict[str, str], origin: str) -> Iterator[Clip]:
+def _shard(path: Path, uri: str, keys: Keys, given: dict[str, str], origin: str) -> Iterator[Clip]:
     stem = uri.removesuffix(".tar")
     sample: Sample | None = None
     try:
@@ -82,20 +113,20 @@ def _shard(path: Path, uri: str, mapping: Mapping[str, str], given: dict[str, st
                 continue
             key, kind = _key(member.name)
             if sample and sample.key != key:
-                yield from _clip(sample, stem, uri, mapping, given, origin)
+                yield from _clip(sample, stem, uri, keys, given, origin)
                 sample = None
             sample = sample or Sample(key)
             if kind in AUDIO:
                 sample.audio = sample.audio or member
             else:
-                sample.facts |= _facts(kind, data, f"{path}: {member.name}")
+                sample.facts |= _facts(kind, data, member)
     except Damaged as error:
         if sample:  # its caption, or the end of its audio, may lie beyond
             yield refused(f"{stem}/{sample.key}", uri, "truncated", error.detail)
         yield refused(f"{stem}/end", uri, "truncated", error.detail)
         return
     if sample:
-        yield from _clip(sample, stem, uri, mapping, given, origin)
+        yield from _clip(sample, stem, uri, keys, given, origin)
 
 
 def _members(path: Path, uri: str) -> Iterator[tuple[tarfile.TarInfo, bytes, tuple[str, str] | None]]:
@@ -105,7 +136,7 @@ def _members(path: Path, uri: str) -> Iterator[tuple[tarfile.TarInfo, bytes, tup
             continue
         fault = _fault(member)
         _, kind = _key(member.name)
-        wanted = not fault and kind in (".json", ".txt", ".cls") and member.size <= SIDE_BYTES
+        wanted = not fault and kind in SIDES and member.size <= SIDE_BYTES
         side = tar.extractfile(member) if wanted else None
         yield member, _read(side, member, uri) if side else b"", fault
 
@@ -132,29 +163,27 @@ def _key(name: str) -> tuple[str, str]:
     return str(path.with_name(path.name.split(".")[0] or path.name)), path.suffix.lower()
 
 
-def _facts(kind: str, data: bytes, where: str) -> dict[str, Any]:
+def _facts(kind: str, data: bytes, member: tarfile.TarInfo) -> dict[str, Any]:
+    if kind not in SIDES:
+        return {}
+    if member.size > SIDE_BYTES:
+        return {".fault": f"{member.name} has more than {SIDE_BYTES:,} bytes"}
     try:
-        if kind == ".json":
-            value = json.loads(data)
-            return value if isinstance(value, dict) else {}
-        if kind in (".txt", ".cls"):
-            return {".text" if kind == ".txt" else ".label": data.decode().strip()}
+        text = data.decode().strip()
+        value = json.loads(text) if kind == ".json" else {SIDES[kind]: text}
     except (ValueError, RecursionError) as error:
-        return {".fault": f"{where.rpartition(': ')[2]}: {str(error).splitlines()[0]}"}
-    return {}
+        return {".fault": f"{member.name}: {str(error).splitlines()[0]}"}
+    return value if isinstance(value, dict) else {".fault": f"{member.name} is no JSON object"}
 
 
-def _clip(
-    sample: Sample, stem: str, uri: str, mapping: Mapping[str, str], given: dict[str, str], origin: str
-) -> Iterator[Clip]:
+def _clip(sample: Sample, stem: str, uri: str, keys: Keys, given: dict[str, str], origin: str) -> Iterator[Clip]:
     key = f"{stem}/{sample.key}"
     if ".fault" in sample.facts:
         yield refused(key, uri, "bad_metadata", sample.facts[".fault"])
     elif sample.audio is None:
         yield refused(key, uri, "missing", "the sample has no audio member")
     else:
-        found = {name: _dig(sample.facts, column) for name, column in mapping.items()}
-        known = given | {k: v for k, v in found.items() if v is not None}
+        known = given | keys.found(sample.facts)
         text = known.get("text", sample.facts.get(".text"))
         yield Clip(
             key=key,

@@ -132,6 +132,7 @@ SPOILT = [
     ("folder", lambda root: os.rename(tone(root / "dog/a.wav"), os.fsencode(root / "dog") + b"/\xff.wav"), "no valid"),
     ("folder", lambda root: tone(root / "_/a.wav"), "label '_' holds no word"),
     ("tar", lambda root: shard(root, {"text": "half \ud800 a pair"}), "text 'half "),
+    ("tar", lambda root: shard(root, ["no object"]), "s/0001.json is no JSON object"),
 ]  # fmt: skip
 
 

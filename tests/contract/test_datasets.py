@@ -298,6 +298,19 @@ def test_tar_refuses_links_and_names_that_leave_and_survives_a_cut(tmp_path):
     assert found.refused["truncated"] == 2  # the sample that the cut fell into, and the end
 
 
+def test_a_json_key_that_no_sample_of_a_tar_has_is_an_error(tmp_path):
+    tar(tmp_path)
+    with pytest.raises(DataError, match=r"none of \d samples has the JSON key 'words'"):
+        list(list_clips("tar", tmp_path, {"columns": {"text": "words"}}))
+
+
+def test_a_noise_file_that_is_none_is_refused(tmp_path):
+    options, _ = FIXTURES["speech_commands"](tmp_path)
+    [noise, *_] = sorted((tmp_path / "_background_noise_").glob("*.wav"))
+    noise.write_bytes(b"RIFF and nothing else")
+    assert check(tmp_path, "speech_commands", options | {"silence": True}).refused["corrupt"] == 1
+
+
 def header(path, name):
     with tarfile.open(path) as shard:
         return next(m.offset for m in shard if m.name == name)
