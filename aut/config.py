@@ -9,9 +9,10 @@ A field has no Python default: DVC would not see such a number change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -19,16 +20,20 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ValidationError as CoreError
 
 from aut.errors import ConfigError
-from aut.units import Domain, Role
+from aut.units import DECODER_TOKENS, WINDOW_S, Domain, Role
 
 T = TypeVar("T")
 
@@ -42,6 +47,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
 """A share of which neither nothing nor everything makes sense."""
+Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
 Some = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 """At least one, none twice: a seed given twice would be counted as two."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
@@ -49,9 +55,65 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
 class Frozen(BaseModel):
-    """A section of params: immutable, misspelt keys refused."""
+    """A section of params: immutable, misspelt keys refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    What contradicts what is said by methods `_check_...`, each of which yields sentences. They are asked also where a
+    value is wrong, so that all is listed at once: a wrong value is not there then, and what needs it is left unasked.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        lines: list[InitErrorDetails] = []
+        try:
+            made = handler(values)
+        except ValidationError as error:
+            lines = [_line(e["type"], e["msg"], e["loc"], e["input"]) for e in error.errors()]
+            made = _parts(cls, values)
+        lines += [_line("contradiction", told, (), values) for told in _contradictions(made)]
+        if lines:
+            raise CoreError.from_exception_data(cls.__name__, lines)
+        return made
+
+
+def _line(kind: str, told: str, where: tuple[int | str, ...], value: Any) -> InitErrorDetails:
+    return {"type": PydanticCustomError(kind, "{told}", {"told": told}), "loc": where, "input": value}
+
+
+def _contradictions(section: Any) -> list[str]:
+    found: list[str] = []
+    for name in dir(type(section)):
+        if name.startswith("_check_"):
+            with suppress(AttributeError):
+                found += getattr(section, name)()
+    return found
+
+
+_WRONG = object()
+
+
+def _right(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or what of it is right."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return _parts(kind, value)
+
+
+def _parts(kind: Any, value: Any) -> Any:
+    """Of a section or a table the parts that are right."""
+    if not isinstance(value, dict):
+        return _WRONG
+    if isinstance(kind, type) and issubclass(kind, Frozen):
+        named = {field.alias or name: (name, field) for name, field in kind.model_fields.items()}
+        found = {n: _right(f.rebuild_annotation(), value[key]) for key, (n, f) in named.items() if key in value}
+        return kind.model_construct(**{name: part for name, part in found.items() if part is not _WRONG})
+    if get_origin(kind) is dict:
+        found = {key: _right(get_args(kind)[1], part) for key, part in value.items()}
+        return {key: part for key, part in found.items() if part is not _WRONG}
+    return _WRONG
 
 
 class Source(Frozen):
@@ -63,22 +125,26 @@ class Source(Frozen):
     path: str
     options: dict[str, Any]  # what the adapter takes: column mapping, version, size of a toy ...
 
-    @model_validator(mode="after")
-    def _pool_matches_domain(self) -> Source:
+    def _check_role(self) -> Iterator[str]:
         if self.role not in ("probe", self.domain):
-            raise ValueError(f"role '{self.role}' must be 'probe' or equal the domain '{self.domain}'")
+            yield f"role '{self.role}' must be 'probe' or equal the domain '{self.domain}'"
+
+    def _check_path(self) -> Iterator[str]:
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
-            raise ValueError(f"path '{self.path}' must lie below AUT_DATA: give it without a leading / or '..'")
-        return self
+            yield f"path '{self.path}' must lie below AUT_DATA: give it without a leading / or '..'"
 
 
 class Index(Frozen):
     quarantine_max_fraction: Fraction  # of a source's clips; more stops the run
     min_s: NonNegativeFloat  # shorter clips go to the quarantine
     max_s: PositiveFloat  # longer ones too (training truncates at 30 s)
-    max_text_tokens: PositiveInt  # pool rows with longer targets are dropped and counted
+    max_text_tokens: Annotated[int, Field(gt=0, le=DECODER_TOKENS)]  # pool rows with longer targets are dropped
     tokenizer: str  # 'utf8' counts bytes, an upper bound for byte-level BPE; else a tokenizer folder or hub name
     captions_per_label: PositiveInt  # templates used for label-only sources
+
+    def _check_lengths(self) -> Iterator[str]:
+        if self.min_s >= self.max_s:
+            yield f"min_s = {self.min_s:g} is not below max_s = {self.max_s:g}: no clip would be left"
 
 
 class Screen(Frozen):
@@ -95,17 +161,16 @@ class Mixture(Frozen):
     short: Literal["repeat", "error"]  # a domain with fewer clips than its quota
     parts: PositiveInt  # hash ranges a source is cut into
 
-    @model_validator(mode="after")
-    def _quota_fits(self) -> Mixture:
+    def _check_sum(self) -> Iterator[str]:
         total = sum(self.quota.values())
         if abs(total - 1.0) > 1e-9:
-            raise ValueError(f"quota sums to {total:g}, must sum to 1")
+            yield f"quota sums to {total:g}, must sum to 1"
+
+    def _check_window(self) -> Iterator[str]:
         for domain, share in self.quota.items():
             if abs(share * self.window - round(share * self.window)) > 1e-6:
-                raise ValueError(
-                    f"quota.{domain} = {share:g} is not a whole number of rows in a window of {self.window}: change one"
-                )
-        return self
+                rows = f"a whole number of rows in a window of {self.window}"
+                yield f"quota.{domain} = {share:g} is not {rows}: change one"
 
 
 class ModelShape(Frozen):
@@ -116,7 +181,11 @@ class ModelShape(Frozen):
     decoder_layers: PositiveInt
     heads: PositiveInt
     mels: Literal[80, 128]
-    vocabulary: PositiveInt
+    vocabulary: Annotated[int, Field(ge=265)]  # 256 bytes and Whisper's nine special tokens
+
+    def _check_width(self) -> Iterator[str]:
+        if self.d_model % self.heads or self.d_model % 2:
+            yield f"d_model = {self.d_model} must be even, and divisible by heads = {self.heads}"
 
 
 class Schedule(Frozen):
@@ -126,16 +195,14 @@ class Schedule(Frozen):
     epochs: PositiveFloat | None  # null: from steps
     batch: PositiveInt  # clips of one optimiser step, over all processes
     lr: PositiveFloat
-    warmup_fraction: Fraction
+    warmup_fraction: Below1  # 1 would leave no step at the full rate
     weight_decay: NonNegativeFloat
-    betas: tuple[float, float]
+    betas: tuple[Below1, Below1]
     clip_norm: PositiveFloat | None
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Schedule:
+    def _check_length(self) -> Iterator[str]:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give steps or epochs, and null for the other")
-        return self
+            yield f"steps = {self.steps} and epochs = {self.epochs}: give one, and null for the other"
 
 
 class Training(Frozen):
@@ -143,17 +210,22 @@ class Training(Frozen):
 
     precision: Literal["fp32", "bf16"]
     length: Literal["native", "padded"]  # native: no 30-s padding
-    max_s: PositiveFloat  # longer clips are truncated
+    max_s: Annotated[float, Field(gt=0.0, le=WINDOW_S)]  # longer clips are truncated; Whisper hears no more
     language: str
     spec_augment: bool
     gain_jitter_db: NonNegativeFloat
-    label_smoothing: Fraction
+    label_smoothing: Below1  # 1 would leave nothing of the targets
     checkpoint_every: PositiveInt  # steps
     keep_checkpoints: PositiveInt
     eval_every: PositiveInt
     eval_clips: NonNegativeInt  # held out of the mixture, over all domains
     activation_checkpointing: bool
+    compile: bool  # the blocks, by torch.compile
     deepspeed_stage: Literal[0, 1, 2, 3]  # 0: plain data parallel
+
+    def _check_compile(self) -> Iterator[str]:
+        if self.compile and self.deepspeed_stage == 3:
+            yield "compile = true with deepspeed_stage = 3: its hooks gather weights within what would be compiled"
 
 
 class BaseEncoder(Frozen):
@@ -171,6 +243,12 @@ class BaseEncoder(Frozen):
     model: str | None  # hub name, folder or address, for pretrained, hub and registered
     revision: str | None
 
+    def _check_model(self) -> Iterator[str]:
+        if self.kind in ("pretrained", "hub", "registered") and not self.model:
+            yield "model is empty: give a hub name, a folder or models:/NAME/3"
+        if self.kind == "registered" and "@" in str(self.model):
+            yield f"model = {self.model} is an alias, which moves: name a version, models:/NAME/3"
+
 
 class Base(Frozen):
     encoders: dict[Name, BaseEncoder]  # `base` must be among them
@@ -178,16 +256,9 @@ class Base(Frozen):
     schedule: Schedule
     training: Training
 
-    @model_validator(mode="after")
-    def _has_base(self) -> Base:
+    def _check_base(self) -> Iterator[str]:
         if "base" not in self.encoders:
-            raise ValueError("base.encoders needs the key 'base'")
-        for name, e in self.encoders.items():
-            if e.kind in ("pretrained", "hub", "registered") and not e.model:
-                raise ValueError(f"base.encoders.{name}.model is empty: give a hub name, a folder or models:/NAME/3")
-            if e.kind == "registered" and "@" in str(e.model):
-                raise ValueError(f"base.encoders.{name}.model is an alias, which moves: name a version, models:/NAME/3")
-        return self
+            yield "encoders needs the key 'base'"
 
 
 class Finetune(Frozen):
@@ -233,12 +304,10 @@ class Protocol(Frozen):
     exclude: str | None = None  # exclusion list known to the dataset ('sturm'); null: none
     solver: Literal["logistic", "adam"]
 
-    @model_validator(mode="after")
-    def _repeats_are_used(self) -> Protocol:
+    def _check_repeats(self) -> Iterator[str]:
         if self.repeats > 1 and (isinstance(self.folds, str) or self.stratified_fraction is not None):
             how = f"folds: {self.folds}" if self.stratified_fraction is None else "stratified_fraction"
-            raise ValueError(f"repeats = {self.repeats} with {how}: only a number of folds is divided again, give 1")
-        return self
+            yield f"repeats = {self.repeats} with {how}: only a number of folds is divided again, give 1"
 
 
 class Adam(Frozen):
@@ -298,39 +367,43 @@ class Params(Frozen):
     compare: Compare
     register_: Register = Field(alias="register")
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Params:
+    def _check_probe_sets(self) -> Iterator[str]:
         probes = {n for n, s in self.sources.items() if s.role == "probe"}
-        wrong = [f"probe.sets.{n} is no source with role 'probe'" for n in self.probe.sets if n not in probes]
+        for name in self.probe.sets:
+            if name not in probes:
+                yield f"probe.sets.{name} is no source with role 'probe'"
+
+    def _check_protocols(self) -> Iterator[str]:
         for name, protocols in self.probe.sets.items():
-            wrong += [f"probe.sets.{name}: no protocol '{p}'" for p in protocols if p not in self.probe.protocols]
+            for protocol in protocols:
+                if protocol not in self.probe.protocols:
+                    yield f"probe.sets.{name}: no protocol '{protocol}'"
+
+    def _check_pools(self) -> Iterator[str]:
         for domain, share in self.mixture.quota.items():
             if share and not self.pool(domain):
-                wrong.append(f"mixture.quota.{domain} = {share:g}, but no source has role '{domain}'")
+                yield f"mixture.quota.{domain} = {share:g}, but no source has role '{domain}'"
+
+    def _check_encoders(self) -> Iterator[str]:
         known = {*self.base.encoders, *(f"{a}-{s}" for a in self.finetune.arms for s in self.finetune.seeds)}
         for section, names in (("export", self.export.encoders), ("embed", self.embed.encoders)):
-            wrong += [
-                f"{section}.encoders: '{n}' is neither in base.encoders nor an arm-seed"
-                for n in names
-                if n not in known
-            ]
-        wrong += self._unknown_rivals()
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return self
+            for name in names:
+                if name not in known:
+                    yield f"{section}.encoders: '{name}' is neither in base.encoders nor an arm-seed"
 
-    def _unknown_rivals(self) -> list[str]:
+    def _check_arm(self) -> Iterator[str]:
+        if self.compare.a not in self.finetune.arms:
+            yield f"compare.a: '{self.compare.a}' is not in finetune.arms ({', '.join(self.finetune.arms)})"
+        if self.compare.a in self.compare.against:
+            yield f"compare.against: '{self.compare.a}' is compare.a itself"
+
+    def _check_rivals(self) -> Iterator[str]:
         """What `compare` names that no embedding will be there of: it would be left out of the report in silence."""
-        c, arms = self.compare, self.finetune.arms
-        wrong = [] if c.a in arms else [f"compare.a: '{c.a}' is not in finetune.arms ({', '.join(arms)})"]
         there = list(dict.fromkeys(n.partition("-")[0] for n in self.embed.encoders))  # 'adapted-0' is told as its arm
-        for key, names in (("against", c.against), ("baselines", c.baselines)):
-            wrong += [
-                f"compare.{key}: '{n}' is none of what is embedded ({', '.join(there)})"
-                for n in names
-                if n not in there
-            ]
-        return wrong + ([f"compare.against: '{c.a}' is compare.a itself"] if c.a in c.against else [])
+        for key, names in (("against", self.compare.against), ("baselines", self.compare.baselines)):
+            for name in names:
+                if name not in there:
+                    yield f"compare.{key}: '{name}' is none of what is embedded ({', '.join(there)})"
 
     def pool(self, domain: Domain) -> list[str]:
         """Names of the sources that feed a domain's training pool, sorted."""

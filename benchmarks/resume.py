@@ -133,7 +133,7 @@ def train(root: Path, name: str, steps: int) -> None:
     training = Training(
         precision="fp32", length="native", max_s=30.0, language="en", spec_augment=True, gain_jitter_db=3.0,
         label_smoothing=0.0, checkpoint_every=EVERY, keep_checkpoints=2, eval_every=20, eval_clips=8,
-        activation_checkpointing=False, deepspeed_stage=0,
+        activation_checkpointing=False, compile=False, deepspeed_stage=0,
     )  # fmt: skip
     order = Order.of_index([case / "part-0.parquet"], None, 0)
     held = held_out(order, training.eval_clips)

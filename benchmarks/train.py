@@ -1,9 +1,9 @@
 """Train: steps of the same Whisper on the same clips, ours at native length against transformers' Seq2SeqTrainer.
 
 In    noise as long as the mixture's clips (speech 8 s, sound 10 s, music 8 s on average), random weights and targets
-Out   ratio_hf (target 3), clips_per_s; on a CPU also ratio_hf_cpu, by processor time, which other work on the machine
-      disturbs less; on a GPU also padded_clips_per_s (above 60.4), mfu, padded_mfu, matrix_tflops,
-      compiled_clips_per_s (0: it failed), memory_gb, ratio_hf_stored (against the peer that recomputes nothing)
+Out   ratio_hf (target 3), clips_per_s; without --quick compiled_clips_per_s (0: it failed); on a CPU also ratio_hf_cpu,
+      by processor time, which other work on the machine disturbs less; on a GPU also padded_clips_per_s (above 60.4),
+      mfu, padded_mfu, matrix_tflops, memory_gb, ratio_hf_stored (against the peer that recomputes nothing)
 Why   what a step costs is decided by the padding; both sides get waveforms and compute their features, ours on
       the device inside the step, theirs with WhisperFeatureExtractor in the collator, as is usual. The peer has the
       paper's settings: 8 clips a micro-batch, bf16, activations recomputed without re-entrance.
@@ -26,7 +26,7 @@ import tempfile
 import time
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +53,8 @@ if "aut" not in sys.modules:  # aut's own packages import what a bare host may l
         _package.__path__ = [str(ROOT / _name.replace(".", "/"))]
         sys.modules[_name] = _package
 
-import aut.encoders.whisper as forward  # noqa: E402
 from aut.audio.mel import log_mel  # noqa: E402
+from aut.encoders.whisper import decoder_forward, encoder_forward  # noqa: E402
 from aut.training.flops import Shape, matrix_rate, training_flops  # noqa: E402
 
 RATE_HZ, TARGETS = 16_000, 24
@@ -77,6 +77,7 @@ class Case:
     full: bool
     budget_s: float  # padded seconds of a micro-batch to begin with
     workers: int
+    compiled: bool = False
 
     @property
     def gpu(self) -> bool:
@@ -135,6 +136,7 @@ def main() -> None:
         figures |= {"memory_gb": memory} | on_a_gpu(case, model, clips, native)
     else:
         figures["ratio_hf_cpu"] = (before.cpu + after.cpu) / 2.0 / peer.cpu
+        figures |= {} if options.quick else {"compiled_clips_per_s": compiled(case, model, clips)}
     line = {"bench": "train", "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
     if not (options.quick or options.rehearse):
         keep(line, case)
@@ -257,9 +259,8 @@ def own_step(case: Case, model: Any, adam: Any, step: Sequence[Clip], padded: bo
 
 
 def compiled(case: Case, model: Any, clips: Sequence[Clip]) -> float:
-    """The same with torch.compile over each block, frames of any length; 0 where that cannot be compiled."""
-    plain = forward.encoder_layer, forward.decoder_layer
-    forward.encoder_layer, forward.decoder_layer = (torch.compile(f, dynamic=True) for f in plain)
+    """The same with blocks compiled (params: training.compile), frames of any length; 0 where they cannot be."""
+    case = replace(case, compiled=True)
     try:
         ours(case, model, clips, note=", compiling")  # other lengths may compile once more
         return ours(case, model, clips, note=", compiled").wall
@@ -267,8 +268,6 @@ def compiled(case: Case, model: Any, clips: Sequence[Clip]) -> float:
         say(f"torch.compile: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
         release(case, model)
         return 0.0
-    finally:
-        forward.encoder_layer, forward.decoder_layer = plain
 
 
 def release(case: Case, model: Any) -> None:
@@ -283,8 +282,10 @@ def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any
     x_BT = side_by_side(group, n_B)
     ids_BL = torch.tensor([c.ids for c in group], device=case.device)
     mel_BMF, _ = log_mel(x_BT.to(case.device), n_B, model.config.num_mel_bins, padded)
-    h_BFD, f_B = forward.encoder_forward(model.model.encoder, mel_BMF, None if padded else (n_B + 159) // 160)
-    y_BLD = forward.decoder_forward(model.model.decoder, ids_BL[:, :-1], h_BFD, None if padded else f_B)
+    frames_B = None if padded else (n_B + 159) // 160
+    h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMF, frames_B, compiled=case.compiled)
+    keys_B = None if padded else f_B
+    y_BLD = decoder_forward(model.model.decoder, ids_BL[:, :-1], h_BFD, keys_B, compiled=case.compiled)
     return cross_entropy(model.proj_out(y_BLD).float().flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum")
 
 

@@ -10,8 +10,8 @@ Run   `h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMT, m_B)`
 
 The functions only read attribute names that transformers' Whisper classes and `WhisperTower` (tower.py) share, and
 call modules rather than reach for their weights, so that DeepSpeed's hooks gather sharded parameters.
-m_B on the CPU costs no synchronisation and no mask where none is needed; it breaks torch.compile's graph, so there
-pass it on the device, or None for equal lengths, or compile `encoder_layer` alone.
+m_B on the CPU costs no synchronisation and no mask where none is needed; it breaks torch.compile's graph, which is why
+`compiled` is of blocks alone.
 
 `B` batch, `M` mel bins, `T` mel frames, `F` encoder frames, `L` tokens, `D` width, `H` heads.
 """
@@ -19,12 +19,15 @@ pass it on the device, or None for equal lengths, or compile `encoder_layer` alo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout, gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
+
+BACKEND = "inductor"
 
 
 def encoder_forward(
@@ -34,11 +37,14 @@ def encoder_forward(
     *,
     states: list[Tensor] | None = None,
     checkpointing: bool = False,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Frames of each clip -> (h_BFD, f_B), F = ceil(T / 2), f = ceil(m / 2), zero beyond f_B.
 
     m_B None says that all T frames are audio, or are to be treated so (Whisper's padded mode). `states`
     receives the stem's output, then each block's, the last one normalised: layers + 1 tensors, unmasked.
+    `checkpointing` computes a block's activations again in the backward pass, `compiled` compiles the blocks: both
+    only where there is a gradient.
     f_B lies where m_B does. ValueError: more frames than the encoder has positions.
     """
     mask_BT = _valid(m_B, mel_BMT.shape[2], mel_BMT.device)
@@ -51,7 +57,7 @@ def encoder_forward(
         if states is not None:
             states.append(h_BFD)
         if not _dropped(encoder):
-            h_BFD = _run(encoder_layer, checkpointing, layer, h_BFD, keys)
+            h_BFD = _run(encoder_layer, checkpointing, compiled, layer, h_BFD, keys)
     h_BFD = encoder.layer_norm(h_BFD)
     if states is not None:
         states.append(h_BFD)
@@ -59,7 +65,13 @@ def encoder_forward(
 
 
 def decoder_forward(
-    decoder: Any, ids_BL: Tensor, h_BFD: Tensor, f_B: Tensor | None = None, *, checkpointing: bool = False
+    decoder: Any,
+    ids_BL: Tensor,
+    h_BFD: Tensor,
+    f_B: Tensor | None = None,
+    *,
+    checkpointing: bool = False,
+    compiled: bool = False,
 ) -> Tensor:
     """States of each target position -> y_BLD, normalised; logits are `y @ embed_tokens.weight.T`.
 
@@ -72,7 +84,7 @@ def decoder_forward(
     y_BLD = dropout(y_BLD, decoder.dropout, decoder.training)
     for layer in decoder.layers:
         if not _dropped(decoder):
-            y_BLD = _run(decoder_layer, checkpointing, layer, y_BLD, h_BFD, keys)
+            y_BLD = _run(decoder_layer, checkpointing, compiled, layer, y_BLD, h_BFD, keys)
     normalised: Tensor = decoder.layer_norm(y_BLD)
     return normalised
 
@@ -138,8 +150,19 @@ def _dropped(stack: Any) -> bool:
     return bool(stack.training and stack.layerdrop > 0.0 and torch.rand([]) < stack.layerdrop)
 
 
-def _run(block: Callable[..., Tensor], checkpointing: bool, *args: Any) -> Tensor:
-    if checkpointing and torch.is_grad_enabled():
+def _run(block: Callable[..., Tensor], checkpointing: bool, compiled: bool, *args: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return block(*args)
+    if compiled:
+        block = _compiled(block, BACKEND)
+    if checkpointing:
         kept: Tensor = checkpoint(block, *args, use_reentrant=False)
         return kept
     return block(*args)
+
+
+@cache
+def _compiled(block: Callable[..., Tensor], backend: Any) -> Callable[..., Tensor]:
+    """One graph for all layers, for clips of any number and length: torch makes another for one clip alone, and
+    without a mask, so four at most. A function is compiled, no module: weights keep their names."""
+    return torch.compile(block, dynamic=True, backend=backend)

@@ -21,6 +21,7 @@ from typing import Any
 
 from aut.errors import DataError
 from aut.files import digest_file, read_json, replacing, write_json
+from aut.training.sizes import LEARNT
 
 DIGESTS = "digests.json"
 SHORT, TOLD = 8, 3  # characters of a digest, folders in a sentence
@@ -91,10 +92,11 @@ def finish(work: Path, draft: Path, state: State, keep: int) -> Path:
 
 
 def discard(work: Path) -> None:
-    """Removes a finished job's checkpoints and drafts, and who made them; its lock stays."""
+    """Removes a finished job's checkpoints and drafts, who made them, and what was learnt; its lock stays."""
     for folder in (*checkpoints(work), *work.glob(".step-*"), *work.glob(".up-*"), *work.glob("out-*")):
         shutil.rmtree(folder, ignore_errors=True)
-    (work / RUN).unlink(missing_ok=True)
+    for name in (RUN, LEARNT):
+        (work / name).unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> State:

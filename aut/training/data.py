@@ -70,6 +70,7 @@ class Micro:
     domain_B: NDArray[np.int64]
     position_B: NDArray[np.int64]
     planned_s: float = 0.0  # by which `divide` chose its size, where it did
+    most: int = 0  # clips of the process that was dealt most of this group
 
     @property
     def tokens(self) -> int:
@@ -85,10 +86,17 @@ class Micro:
         """What its size was chosen by: a replacement, or an index, may give a clip of another length."""
         return self.planned_s or self.seconds
 
+    @property
+    def clips(self) -> int:
+        """The same in every process that has a share of the group."""
+        return self.most or len(self.n_B)
+
     def halves(self) -> list[Micro]:
-        """The same clips in two micro-batches, each cut to its own longest."""
+        """The same clips in two micro-batches, each cut to its own longest. The second counts nothing where there is
+        one clip here and another process has two."""
         half = len(self.n_B) // 2
-        return [self._part(slice(None, half)), self._part(slice(half, None))]
+        parts = [self._part(slice(None, half)), self._part(slice(half, None))] if half else [self, uncounted(self)]
+        return [replace(part, most=-(-self.clips // 2)) for part in parts]
 
     def _part(self, rows: slice) -> Micro:
         longest = int(self.n_B[rows].max())
@@ -137,7 +145,7 @@ def collate(examples: Sequence[Example]) -> Micro:
 def uncounted(micro: Micro) -> Micro:
     """The same work without a target: for a process that has no clip of its own where the others have one.
 
-    Under ZeRO-3 each forward pass gathers weights from all processes, so one that took no part would stop the rest.
+    Where passes meet in collectives (under ZeRO-3 each gathers weights), one that took no part would stop the rest.
     """
     return replace(micro, targets_BL=np.full_like(micro.targets_BL, IGNORED))
 
@@ -209,7 +217,7 @@ class Loader:
     def _batch(self, step: int, positions: NDArray[np.int64]) -> Batch:
         with self._ordering:
             rows = self._order.rows(positions)
-        lengths = [min(float(row["duration_s"]), self._max_s) for row in rows]
+        lengths = [max(self._least_s, min(float(row["duration_s"]), self._max_s)) for row in rows]
         groups = divide(lengths, self._sizes, self._world)
         replaced = 0
         micros, ids, valid_s, padded_s = [], [], 0.0, 0.0
@@ -219,7 +227,8 @@ class Loader:
                 example, tries = self._readable(int(positions[i]), rows[i])
                 examples.append(example)
                 replaced += tries
-            micro = replace(collate(examples), planned_s=lengths[group[0]])
+            most = -(-len(group) // self._world)
+            micro = replace(collate(examples), planned_s=lengths[group[0]], most=most)
             micros.append(micro)
             ids += [e.id for e in examples]
             valid_s += float(micro.n_B.sum()) / RATE_HZ

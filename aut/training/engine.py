@@ -15,19 +15,22 @@ import math
 import os
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from aut.config import Schedule, Training
-from aut.errors import AutError, ConfigError
+from aut.errors import ConfigError
 from aut.training.data import Micro
 from aut.training.model import Captioner, Sums
+from aut.training.recall import Recall
 from aut.training.sizes import Sizes, budget, out_of_memory, release
 from aut.units import DOMAINS
+
+T = TypeVar("T")
 
 
 def set_threads() -> int:
@@ -65,7 +68,7 @@ class Engine:
     def _configure(self, training: Training) -> None:
         self.bf16, self.padded = training.precision == "bf16", training.length == "padded"
         self.sizes: Sizes = budget(training, self.device.type)  # told of micro-batches that do not fit
-        self._at = 0  # the micro-batch under way
+        self._full: list[tuple[int, float]] = []  # clips and seconds that did not fit, the same in every process
         self._said: set[int] = set()
 
     def forward(self, micro: Micro) -> Sums:
@@ -73,73 +76,110 @@ class Engine:
             sums: Sums = self.model(micro, self.device)
         return sums
 
-    def accumulate(self, micros: list[Micro], tokens: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Adds the gradient of (sum of losses / tokens) over the micro-batches -> loss_G, tokens_G of this process.
+    def accumulate(self, micros: list[Micro], tokens: float, seed: int) -> Tensor:
+        """Adds the gradient of (sum of losses / tokens) over the micro-batches -> [loss_G, tokens_G] of this process.
 
-        One that does not fit the memory is halved and the step begun anew, with the same random numbers.
+        One that does not fit the memory of every process is halved in all of them: they compute as many as one another.
         """
-        while True:
-            torch.manual_seed(seed)
-            try:
-                return self._accumulated(micros, tokens)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            waits = not self._may_split(last=self._at == len(micros) - 1)
-            micros = self._halved(micros, self._at, waits)  # outside the handler, whose traceback holds the tensors
+        work = [part for micro in micros for part in self._known(micro)]
+        at, sums = 0, self._nothing()
+        torch.manual_seed(seed)
+        while at < len(work):
+            found, clean = self._tried(work[at], tokens, last=at == len(work) - 1)
+            if found is not None:
+                at, sums = at + 1, sums + found
+                continue
+            self._full.append((work[at].clips, work[at].sized_s))
+            work[at : at + 1] = self._halved(work[at], speaks=self.rank == 0)
+            if not clean:  # the gradients hold a part of it: begun anew, with the same random numbers
+                self.clear()
+                at, sums = 0, self._nothing()
+                torch.manual_seed(seed)
+        return sums
 
-    def _accumulated(self, micros: list[Micro], tokens: float) -> tuple[Tensor, Tensor]:
-        loss_G = tokens_G = torch.zeros([])
-        for self._at, micro in enumerate(micros):
-            last = self._at == len(micros) - 1
-            with self._syncing(last):
-                sums = self.forward(micro)
-                self._backward(sums.loss * (self.world / tokens), last)
-            loss_G, tokens_G = loss_G.to(self.device) + sums.loss_G, tokens_G.to(self.device) + sums.tokens_G
-        return loss_G, tokens_G
+    def _tried(self, micro: Micro, tokens: float, last: bool) -> tuple[Tensor | None, bool]:
+        """Forward and backward -> counts_2G, None where it did not fit; whether the gradients hold no part of it."""
+        sums = self._fitting(micro, lambda: self.forward(micro), alone=not self.apart)
+        if sums is None:
+            return None, True
+        return self._fitting(micro, lambda: self._add(sums, tokens, last), alone=self._backs_alone(last)), False
+
+    def _add(self, sums: Sums, tokens: float, last: bool) -> Tensor:
+        self._backward(sums.loss * (self.world / tokens), last)
+        return sums.counts_2G
+
+    def _fitting(self, micro: Micro, work: Callable[[], T], alone: bool) -> T | None:
+        """What `work` returns; None where it did not fit some process. `alone`: the processes do not meet in it."""
+        found: T | None = None
+        try:
+            found = work()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        if alone:
+            return None if self._anywhere(found is None) else found
+        if found is None:
+            self._recalled(micro)
+        return found
 
     @torch.no_grad()
     def look(self, micro: Micro) -> Tensor:
         """[loss_G, tokens_G] of this process, for evaluation; split where it does not fit."""
-        left, sums = [micro], torch.zeros(2, len(DOMAINS), dtype=torch.float64, device=self.device)
+        left, sums = [micro], self._nothing()
         while left:
+            found = None
             try:
                 found = self.forward(left[0])
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
+            if found is not None:
+                left, sums = left[1:], sums + found.counts_2G
+            elif self.apart:
+                self._recalled(left[0])
             else:
-                sums, left = sums + torch.stack([found.loss_G, found.tokens_G]), left[1:]
-                continue
-            left = self._halved(left, 0, waits=self.apart)
+                left[:1] = self._halved(left[0], speaks=True)  # the others need not, and go on
         return sums
 
-    def _halved(self, micros: list[Micro], at: int, waits: bool) -> list[Micro]:
-        """The micro-batches with number `at` in two, and smaller ones from now on.
+    def _nothing(self) -> Tensor:
+        return torch.zeros(2, len(DOMAINS), dtype=torch.float64, device=self.device)
 
-        ConfigError where it is one clip, AutError where other processes wait for just these (`waits`).
-        """
-        micro = micros[at]
-        clips, seconds = len(micro.n_B), micro.seconds
-        self.sizes.shrink(clips, micro.sized_s)
-        self.clear()
+    def _known(self, micro: Micro) -> list[Micro]:
+        """The micro-batch in parts, of which none is as large as one that did not fit: the same in every process."""
+        if any(micro.clips >= clips and micro.sized_s >= seconds for clips, seconds in self._full):
+            return [part for half in micro.halves() for part in self._known(half)]
+        return [micro]
+
+    def _halved(self, micro: Micro, speaks: bool) -> list[Micro]:
+        """The micro-batch in two, and smaller ones from now on. ConfigError where it is one clip."""
+        said = self._does_not_fit(micro)
+        if speaks:
+            self.sizes.save()
+            if micro.clips not in self._said:
+                print(f"{said}: it is split", file=sys.stderr)  # noqa: T201
+        self._said.add(micro.clips)
+        return micro.halves()
+
+    def _does_not_fit(self, micro: Micro) -> str:
+        """What is learnt of it, and makes room."""
+        said = f"a micro-batch of {micro.clips} clips of up to {micro.seconds:.1f} s does not fit {self.device}"
         release(self.device)
-        said = f"a micro-batch of {clips} clips of up to {seconds:.1f} s does not fit {self.device}"
-        if clips == 1:
+        if micro.clips == 1:
             raise ConfigError(said, "set training.activation_checkpointing=true, or a lower max_s")
-        if waits:
-            said += ", and other processes wait for it"
-            if not self.sizes.kept:
-                raise ConfigError(said, f"lower AUT_MICRO_S below {clips * micro.sized_s:.1f}")
-            raise AutError(said, "start again (a flow does): it is halved then")
-        if clips not in self._said:
-            print(f"{said}: it is split", file=sys.stderr)  # noqa: T201
-        self._said.add(clips)
-        return [*micros[:at], *micro.halves(), *micros[at + 1 :]]
+        self.sizes.shrink(micro.clips, micro.sized_s)
+        return said
 
-    def _may_split(self, last: bool) -> bool:
-        """Whether another number of micro-batches disturbs nobody."""
+    def _recalled(self, micro: Micro) -> NoReturn:
+        """Other processes wait for this one, where no word of it reaches them."""
+        raise NotImplementedError  # one process waits for nobody
+
+    def _backs_alone(self, last: bool) -> bool:
+        """Whether a backward pass meets no other process in it, and its gradients can be taken back."""
         return True
+
+    def _anywhere(self, full: bool) -> bool:
+        """Whether any process has met its memory's end."""
+        return full
 
     def update(self, lr: float, loss: float) -> float:
         """Clips and takes the step, unless loss or gradients are not finite; the norm before clipping."""
@@ -194,9 +234,6 @@ class Engine:
         self.captioner.whisper.load_state_dict(weights)
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
 
-    def _syncing(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext()
-
     def _backward(self, loss: Tensor, last: bool) -> None:
         torch.autograd.backward(loss)
 
@@ -212,6 +249,7 @@ class Parallel(Engine):
         self.device = self._accelerator.device
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self.model, self.optimizer = self._accelerator.prepare(self.model, self.optimizer)
+        self._recall = Recall()
 
     def total(self, values: Tensor) -> Tensor:
         summed: Tensor = self._accelerator.reduce(values.to(self.device), "sum")
@@ -231,6 +269,7 @@ class Parallel(Engine):
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
+        self._recall.close()
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -239,13 +278,27 @@ class Parallel(Engine):
         if self.rank == 0:
             super().save(folder)
 
-    def _syncing(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self._accelerator.no_sync(self.model)
+    def forward(self, micro: Micro) -> Sums:
+        with self._accelerator.no_sync(self.model):
+            return super().forward(micro)
 
-    def _may_split(self, last: bool) -> bool:
+    def _backs_alone(self, last: bool) -> bool:
         return not last  # in the last one's backward pass, gradients are already being summed
 
+    def _anywhere(self, full: bool) -> bool:
+        return bool(self.total(torch.tensor(float(full))) > 0)
+
+    def _recalled(self, micro: Micro) -> NoReturn:
+        said = f"{self._does_not_fit(micro)}, and other processes wait for it"
+        self.sizes.save()
+        print(f"{said}: all start again from the last checkpoint, with half of it", file=sys.stderr)  # noqa: T201
+        self._recall.all()
+
     def _backward(self, loss: Tensor, last: bool) -> None:
+        """DDP is told here to sum gradients, not by a forward pass, which is for nothing if it does not fit another."""
+        if last:
+            reducer: Any = self.model.reducer
+            reducer.prepare_for_backward([])
         self._accelerator.backward(loss)
 
 

@@ -171,13 +171,14 @@ def _sizes(job: Job, engine: Engine, work: Path) -> Sizes:
     """The loader's micro-batches; the first process looks for them, the others read what it found."""
     from aut.training.sizes import micro_sizes
 
-    share, folder = -(-job.schedule.batch // engine.world), work.parent / "micro"
+    share = -(-job.schedule.batch // engine.world)
     if engine.rank:
         engine.wait()
-    engine.sizes = micro_sizes(engine.captioner, engine.device, job.training, share, folder)
+    engine.sizes = micro_sizes(engine.captioner, engine.device, job.training, share, engine.world, work)
     if engine.rank == 0:
         engine.wait()
-    # Processes must divide a step alike: where there are several, what one of them learns is for the next start.
+    # Processes must divide a step alike, and they look at different times: where there are several, the loader
+    # keeps what it began with, and what did not fit is split by the engine, in all of them at once.
     return engine.sizes if engine.world == 1 else deepcopy(engine.sizes)
 
 

@@ -3,7 +3,9 @@
 In    a schedule and training params, AUT_PROCS, AUT_HOSTS, AUT_RDZV, AUT_DEVICE, the visible GPUs
 Out   None where this process is to train itself; else the exit code of the processes that were started and ended
 Why   torch's elastic agent stops all processes when one fails or it is told to stop, and each process watches the
-      agent (aut/guard.py), so that none survives. Nothing is restarted here: the flow retries, from a checkpoint.
+      agent (aut/guard.py), so that none survives. Started again here are those only that had to end together because
+      a micro-batch did not fit one of them (aut/training/recall.py): it is smaller each time. All else is the flow's
+      to retry, from a checkpoint.
 Run   `AUT_PROCS=2 aut finetune adapted 0`
 
 AUT_PROCS   processes on this host (default: the visible GPUs, else 1)
@@ -18,16 +20,21 @@ import errno
 import os
 import socket
 import sys
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from aut.config import Params, Schedule, Training
 from aut.errors import ConfigError
 from aut.guard import grace_s
-from aut.units import WINDOW_S
+from aut.training.recall import AGAIN
 
 MEET_S = 120  # for all hosts to arrive
+PAUSE_S = 10.0  # before hosts meet again at a port that the first one must have left
 DRIVER = Path("/proc/driver/nvidia/version")
 ON_CPU = "set AUT_DEVICE=cpu to train on the CPU"
 
@@ -77,18 +84,14 @@ def processes() -> int:
 
 
 def check(stage: str, schedule: Schedule, training: Training, world: int) -> None:
-    """ConfigError with every contradiction among the params of `stage`, and between them and this machine."""
+    """ConfigError with every contradiction between the params of `stage` and this machine; params.yaml has none."""
     short = [name for name in ("accelerate", "deepspeed") if find_spec(name) is None]
     wrong = {
         f"{world} processes share steps of schedule.batch={schedule.batch} clips": world > schedule.batch,
-        f"training.max_s={training.max_s:g} exceeds the {WINDOW_S:g} s that Whisper hears": training.max_s > WINDOW_S,
         f"training.deepspeed_stage={training.deepspeed_stage} needs {' and '.join(short)}, not installed here": bool(
             training.deepspeed_stage and short
         ),
         f"{world} processes need accelerate, not installed here": world > 1 and "accelerate" in short,
-        f"schedule.betas={list(schedule.betas)} must lie in [0, 1)": not all(0.0 <= b < 1.0 for b in schedule.betas),
-        "schedule.warmup_fraction=1 leaves no step at the full rate": schedule.warmup_fraction >= 1.0,
-        "training.label_smoothing=1 leaves nothing of the targets": training.label_smoothing >= 1.0,
     }
     if found := [what for what, holds in wrong.items() if holds]:
         raise ConfigError(f"{stage}: {'; '.join(found)}", f"mend these in params ({stage}.*) or start otherwise")
@@ -104,18 +107,30 @@ def check_share(stage: str, name: str, clips: int, steps: int, world: int) -> No
 
 
 def _run(command: list[str], here: int, hosts: int) -> int:
+    """Exit code of the processes, started as often as they ask for it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{grace_s():.0f}"  # its own 30 s may cut a checkpoint short
+    for start in count():
+        code = _started(command, here, hosts, start)
+        if code != AGAIN:
+            break
+        print("the processes are started again, from the last checkpoint", file=sys.stderr, flush=True)  # noqa: T201
+        time.sleep(PAUSE_S if hosts > 1 else 0.0)
+    return code
+
+
+def _started(command: list[str], here: int, hosts: int, start: int) -> int:
+    """Exit code of the processes; AGAIN where any of them ended with that."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     address = _address(hosts)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{grace_s():.0f}"  # its own 30 s may cut a checkpoint short
     config = LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
         nproc_per_node=here,
-        run_id="aut",
+        run_id=f"aut-{start}",
         rdzv_backend="c10d",
         rdzv_endpoint=address,
         rdzv_configs={"timeout": MEET_S, "read_timeout": MEET_S // 4},
@@ -125,8 +140,7 @@ def _run(command: list[str], here: int, hosts: int) -> int:
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        return _exit_code([*error.failures.values()])
     except SignalException as error:
         return 128 + int(error.sigval)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
@@ -137,6 +151,14 @@ def _run(command: list[str], here: int, hosts: int) -> int:
             "is the port taken, or a host missing? set AUT_RDZV to a free host:port of the first host",
         ) from None
     return 0
+
+
+def _exit_code(failures: Collection[Any]) -> int:
+    """Of the first that failed, or AGAIN: then the others may have heard of it by a broken connection."""
+    first = min(failures, key=lambda failure: failure.timestamp)
+    if any(failure.exitcode == AGAIN for failure in failures):
+        return AGAIN
+    return int(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
 
 
 def _meeting(error: BaseException) -> bool:

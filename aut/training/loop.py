@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from aut.config import Schedule, Training
 from aut.contracts import Tracker
 from aut.errors import DataError
 from aut.files import digest_bytes
-from aut.progress import progress
+from aut.progress import Advance, progress
 from aut.training import checkpoint
 from aut.training.captions import COLUMNS, Samples
 from aut.training.checkpoint import State
@@ -76,7 +76,7 @@ def train(run: Run) -> State:
     _tell(run, state)
     held_out = cache(lambda: (_held_out_batches(run), Samples(run.held_out, run.loader)))  # not before the first step
     clock = Clock(run.engine)
-    with _stopping() as stop, progress(run.what, run.plan.steps - state.step) as advance:
+    with _stopping() as stop, _progress(run, state) as advance:
         for batch in clock.waiting(run.loader.steps(run.plan, state.step)):
             clock.add(_step(run, state, batch))
             _log(run, state, clock)
@@ -86,7 +86,7 @@ def train(run: Run) -> State:
             if stopped or state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps:
                 _save(run, state)
             if stopped:
-                print(f"{run.what}: stopped at step {state.step}, checkpoint written", file=sys.stderr)  # noqa: T201
+                _say(run, f"stopped at step {state.step}, checkpoint written")
                 raise SystemExit(STOPPED)
             advance(1, f"loss {state.log[-1]['loss']:.3f}" if state.log else "")
     run.engine.settle()
@@ -102,8 +102,8 @@ def _step(run: Run, state: State, batch: Batch) -> float:
     counts += [_flops(engine, batch), *fingerprint(batch.row_ids)]
     totals = engine.total(torch.tensor(counts, dtype=torch.float64)).tolist()
     tokens, clips, replaced, valid_s, padded_s, flops, *ids = totals
-    sums = engine.accumulate(batch.micros, tokens, (run.seed << 32) + step * engine.world + engine.rank)
-    loss_G, tokens_G = (engine.total(values).tolist() for values in sums)
+    sums_2G = engine.accumulate(batch.micros, tokens, (run.seed << 32) + step * engine.world + engine.rank)
+    loss_G, tokens_G = engine.total(sums_2G).tolist()
     loss, lr = sum(loss_G) / tokens, learning_rate(run.schedule, step, run.plan.steps)
     norm = engine.update(lr, loss)
     if math.isfinite(loss) and math.isfinite(norm):
@@ -138,7 +138,7 @@ def _skip(run: Run, state: State, batch: Batch, loss: float, norm: float) -> Non
     state.skipped += 1
     state.skipped_in_a_row += 1
     said = f"step {state.step}: loss {loss:g}, gradient norm {norm:g}"
-    print(f"{run.what}: {said}: the update is skipped", file=sys.stderr)  # noqa: T201
+    _say(run, f"{said}: the update is skipped")
     if state.skipped_in_a_row >= MAX_SKIPS:
         rows = run.engine.gather(batch.row_ids)
         raise DataError(
@@ -152,7 +152,7 @@ def _watch(run: Run, state: State, batch: Batch, loss: float) -> None:
     if state.step >= SPIKE_AFTER:
         deviation = math.sqrt(max(state.loss_square - state.loss_mean**2, 1e-12))
         if loss > state.loss_mean + SPIKE * deviation:
-            print(f"{run.what}: loss {loss:.3f} at step {state.step} stands out", file=sys.stderr)  # noqa: T201
+            _say(run, f"loss {loss:.3f} at step {state.step} stands out")
             state.spikes.append({"step": state.step, "loss": loss, "ids": run.engine.gather(batch.row_ids)})
             del state.spikes[:-SPIKES_KEPT]
             _tell(run, state)
@@ -234,6 +234,18 @@ def _report(run: Run, row: dict[str, float]) -> None:
         run.track.metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
 
+def _progress(run: Run, state: State) -> AbstractContextManager[Advance]:
+    """Told by one process."""
+    if run.engine.rank:
+        return nullcontext(lambda *_: None)
+    return progress(run.what, run.plan.steps - state.step)
+
+
+def _say(run: Run, what: str) -> None:
+    if run.engine.rank == 0:
+        print(f"{run.what}: {what}", file=sys.stderr)  # noqa: T201
+
+
 def _save(run: Run, state: State) -> None:
     """Every process takes part: under ZeRO each holds a part of the tensors."""
     draft = run.work / f".step-{state.step:08d}"
@@ -257,15 +269,14 @@ def _restore(run: Run) -> State:
             cut |= run.uploads.fetch(run.work)
             found = checkpoint.newest(run.work, run.identity, run.origin)
         if not found and (told := _why_anew(run, cut)):
-            print(f"{run.what}: {told}", file=sys.stderr)  # noqa: T201
+            _say(run, told)
         chosen = found[0].name if found else ""
     chosen = run.engine.agree(chosen)
     run.engine.start(run.work / chosen if chosen else None)
     if not chosen:
         return State(run.identity, dict(run.origin))
     state = checkpoint.read_state(run.work / chosen)
-    if run.engine.rank == 0:
-        print(f"{run.what}: resumes at step {state.step} of {run.plan.steps}", file=sys.stderr)  # noqa: T201
+    _say(run, f"resumes at step {state.step} of {run.plan.steps}")
     return state
 
 

@@ -37,8 +37,7 @@ class Sums:
     """Sums over the target tokens of a micro-batch. `loss` carries the gradient."""
 
     loss: Tensor
-    loss_G: Tensor  # without label smoothing, by domain
-    tokens_G: Tensor
+    counts_2G: Tensor  # loss, without label smoothing, and tokens, by domain
 
 
 class Captioner(nn.Module):
@@ -68,7 +67,7 @@ class Captioner(nn.Module):
         zeros_G = torch.zeros(len(DOMAINS), device=device, dtype=torch.float64)
         loss_G = zeros_G.index_add(0, domain_N, plain_N.detach().double())
         tokens_G = zeros_G.index_add(0, domain_N, torch.ones_like(plain_N, dtype=torch.float64))
-        return Sums(loss, loss_G, tokens_G)
+        return Sums(loss, torch.stack([loss_G, tokens_G]))
 
     def _states(self, x_BT: Tensor, n_B: Tensor, ids_BL: Tensor, position_B: np.ndarray[Any, Any]) -> Tensor:
         model, padded = self.whisper.model, self._settings.length == "padded"
@@ -77,10 +76,13 @@ class Captioner(nn.Module):
         mel_BMF, _ = log_mel(x_BT, n_B, model.config.num_mel_bins, padded)
         if self.training:
             mel_BMF = self._augment.masks(mel_BMF, n_B, position_B)
-        again = self._settings.activation_checkpointing
+        how: dict[str, Any] = {
+            "checkpointing": self._settings.activation_checkpointing,
+            "compiled": self._settings.compile,
+        }
         frames_B = None if padded else (n_B + 159) // 160  # on the host, where counting costs no wait
-        h_BFD, f_B = encoder_forward(model.encoder, mel_BMF, frames_B, checkpointing=again)
-        return decoder_forward(model.decoder, ids_BL, h_BFD, None if padded else f_B, checkpointing=again)
+        h_BFD, f_B = encoder_forward(model.encoder, mel_BMF, frames_B, **how)
+        return decoder_forward(model.decoder, ids_BL, h_BFD, None if padded else f_B, **how)
 
 
 def new_whisper(shape: ModelShape, folder: Path, language: str, seed: int) -> Any:

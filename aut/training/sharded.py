@@ -10,7 +10,10 @@ Run   `torchrun --nproc-per-node=2 ...`, or `aut finetune`, which starts its pro
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from torch import Tensor, nn
 from aut.config import Schedule, Training
 from aut.errors import ConfigError
 from aut.training.data import Micro
-from aut.training.engine import Engine, Parallel, parameter_groups
+from aut.training.engine import Parallel, parameter_groups
 from aut.training.extensions import hold_extensions
 from aut.training.model import Captioner, Sums
+from aut.training.recall import Recall
+from aut.training.trial import BUCKET
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,6 +53,7 @@ class Sharded(Parallel):
         self.captioner, self.model = model, model
         self._schedule, self._stage = schedule, training.deepspeed_stage
         self.apart = self._stage == 3
+        self._recall = Recall()
         self._configure(training)
         self._names = {name: p.requires_grad for name, p in model.whisper.named_parameters()}
         self._shapes = {name: p.shape for name, p in model.whisper.named_parameters()}
@@ -78,14 +84,25 @@ class Sharded(Parallel):
         for group in self._zero.optimizer.param_groups:
             group["lr"] = lr
         engine: Any = self.model
-        engine.step()
+        with nullcontext() if math.isfinite(loss) else self._spoilt():
+            engine.step()
         return float(engine.get_global_grad_norm())
+
+    @contextmanager
+    def _spoilt(self) -> Iterator[None]:
+        """No gradient is finite: DeepSpeed has no other word by which to drop those that it has gathered."""
+        gathered = [g for group in self._zero.averaged_gradients.values() for g in group or ()]
+        for gradient in gathered:
+            gradient.fill_(math.nan)
+        yield
+        for gradient in gathered:
+            gradient.zero_()  # ZeRO-3 keeps them, and never writes the ends that fill a part up to its size
 
     def clear(self) -> None:
         """A step clears its gradients itself."""
 
-    def _may_split(self, last: bool) -> bool:
-        return False  # gradients or weights move between processes in every micro-batch
+    def _backs_alone(self, last: bool) -> bool:
+        return False  # gradients move between processes on the way, and those that were summed cannot be taken back
 
     def total(self, values: Tensor) -> Tensor:
         summed = values.to(self.device, copy=True)
@@ -168,16 +185,18 @@ class Sharded(Parallel):
         engine.set_gradient_accumulation_boundary(is_boundary=last)
         engine.backward(loss)
 
-    def _syncing(self, last: bool) -> Any:
-        return Engine._syncing(self, last)
-
 
 def _config(schedule: Schedule, training: Training) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,  # ours differ from step to step; DeepSpeed only counts with it
         "gradient_accumulation_steps": 1,  # the loss is divided by the step's tokens already
         "gradient_clipping": schedule.clip_norm or 0.0,
-        "zero_optimization": {"stage": training.deepspeed_stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_optimization": {
+            "stage": training.deepspeed_stage,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+        },
         "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,

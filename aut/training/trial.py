@@ -2,9 +2,11 @@
 
 In    a Captioner, clips and seconds
 Out   True, or False where memory ran out; the model's weights are as before
-Why   an allocator's limit is found by reaching it. AdamW's two moments are not there before the first step, so their
-      room is taken while trying; every clip has the longest target that the decoder takes.
-Run   `Trial(model, device, training)(16, 30.0)`
+Why   an allocator's limit is found by reaching it. AdamW's two moments, and what several processes hold for each
+      other, are not there before the first step, so their room is taken while trying; every clip has the longest target
+      that the decoder takes. One process tries alone: under ZeRO, trials that meet would wait for one that failed.
+      Price: weights are whole while trying, which ZeRO-3 gathers one after another: it could hold more than is found.
+Run   `Trial(model, device, training, world)(16, 30.0)`
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from aut.training.model import Captioner
 from aut.training.sizes import out_of_memory, release
 from aut.units import DECODER_TOKENS, RATE_HZ
 
-MOMENTS_B = 8  # of AdamW in float32, a parameter
+FLOAT_B = 4  # weights, gradients and moments are float32
+BUCKET = 500_000_000  # elements that DeepSpeed gathers before it sends them; aut/training/sharded.py asks for so many
 
 
 class Trial:
     """`fits(clips, seconds)` of one model on one device."""
 
-    def __init__(self, model: Captioner, device: torch.device, training: Training) -> None:
+    def __init__(self, model: Captioner, device: torch.device, training: Training, world: int = 1) -> None:
         self._model, self._device, self._bf16 = model, device, training.precision == "bf16"
-        self._moments_b = MOMENTS_B * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self._reserve_b = reserve_b(trained, training.deepspeed_stage, world)
 
     def __call__(self, clips: int, seconds: float) -> bool:
         home = next(self._model.parameters()).device  # under ZeRO the model is not on the device yet
@@ -45,11 +49,24 @@ class Trial:
 
     def _pass(self, micro: Micro) -> None:
         model = self._model.to(self._device).train()
-        moments = torch.empty(self._moments_b, dtype=torch.uint8, device=self._device)
+        reserve = torch.empty(self._reserve_b, dtype=torch.uint8, device=self._device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             loss = model(micro, self._device).loss
         loss.backward()
-        del moments
+        del reserve
+
+
+def reserve_b(trained: int, stage: int, world: int) -> int:
+    """Bytes that a process holds in a step beside whole weights and gradients of `trained` parameters.
+
+    Plain: two moments, and with several processes the buckets in which gradients are summed. ZeRO: its part of the
+    moments, of the weights' copy and of the summed gradients, and buckets: two to send while the next one fills, one to
+    gather; less the whole gradients, of which it holds a part only from stage 2.
+    """
+    if not stage:
+        return FLOAT_B * trained * (2 if world == 1 else 3)
+    shared = 4 * trained // world + 3 * min(BUCKET, trained)
+    return FLOAT_B * max(0, shared - (trained if stage > 1 else 0))
 
 
 def silence(clips: int, seconds: float) -> Micro:

@@ -53,7 +53,7 @@ def test_seeds_multiply_the_encoders(tmp_path):
         ("+mixture.rowz=3", "mixture.rowz: unknown key"),
         ("mixture.rows=many", "mixture.rows"),
         ("mixture.window=7", "not a whole number of rows in a window of 7"),
-        ("finetune.schedule.epochs=2", "give steps or epochs"),
+        ("finetune.schedule.epochs=2", "schedule: steps = 900 and epochs = 2.0: give one, and null for the other"),
         ("sources.toy_words.path=../secret", "must lie below AUT_DATA"),
         ("sources.toy_words.role=music", "must be 'probe' or equal the domain"),
         ("+probe.sets.nowhere=[official]", "probe.sets.nowhere is no source with role 'probe'"),
@@ -99,14 +99,46 @@ def test_a_wrong_param_is_named(override, named, tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_all_wrong_keys_are_listed_together():
+ALL_WRONG = {
+    "seed": ("many", "seed: Input should be a valid integer"),
+    "index.min_s": ("-1", "index.min_s: Input should be greater than or equal to 0"),
+    "index.max_text_tokens": ("500", "index.max_text_tokens: Input should be less than or equal to 448"),
+    "mixture.rowz": ("3", "mixture.rowz: unknown key"),
+    "mixture.quota.speech": ("0.5", "mixture: quota sums to 0.7, must sum to 1"),
+    "mixture.quota.music": ("0.105", "mixture: quota.music = 0.105 is not a whole number of rows in a window of 100"),
+    "base.shape.heads": ("7", "base.shape: d_model = 64 must be even, and divisible by heads = 7"),
+    "base.shape.vocabulary": ("200", "base.shape.vocabulary: Input should be greater than or equal to 265"),
+    "base.encoders.random.kind": ("hub", "base.encoders.random: model is empty"),
+    "finetune.schedule.epochs": ("2", "finetune.schedule: steps = 900 and epochs = 2.0: give one"),
+    "finetune.schedule.lr": (".inf", "finetune.schedule.lr: Input should be a finite number"),
+    "finetune.schedule.betas": ("[0.9, 1.0]", "finetune.schedule.betas.1: Input should be less than 1"),
+    "finetune.schedule.warmup_fraction": ("1.0", "finetune.schedule.warmup_fraction: Input should be less than 1"),
+    "finetune.training.max_s": ("40", "finetune.training.max_s: Input should be less than or equal to 30"),
+    "finetune.training.label_smoothing": ("1.0", "finetune.training.label_smoothing: Input should be less than 1"),
+    "finetune.seeds": ("[0, 0]", "finetune.seeds: '0' is given twice"),
+    "probe.knn": ("few", "probe.knn: Input should be a valid integer"),
+    "probe.sets.nowhere": ("[official]", "probe.sets.nowhere is no source with role 'probe'"),
+    "probe.protocols.split.repeats": ("3", "probe.protocols.split: repeats = 3 with folds: split"),
+    "compare.level": ("1", "compare.level: Input should be less than 1"),
+    "compare.a": ("adpated", "compare.a: 'adpated' is not in finetune.arms (adapted, control)"),
+}
+
+
+def test_all_that_is_wrong_and_all_contradictions_are_listed_together():
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["index"]["min_s"] = -1
-    values["probe"]["knn"] = "few"
+    values["mixture"]["quota"] = {"speech": 0.8, "environment": 0.095, "music": 0.1}
+    for key, (text, _) in ALL_WRONG.items():
+        *path, last = key.split(".")
+        section = values
+        for name in path:
+            section = section[name]
+        section[last] = yaml.safe_load(text)
     with pytest.raises(ConfigError) as caught:
         parse_params(values, "params.yaml")
-    assert "index.min_s" in str(caught.value)
-    assert "probe.knn" in str(caught.value)
+    told = caught.value.what.removeprefix("params.yaml: ").split("; ")
+    for _, sentence in ALL_WRONG.values():
+        assert [line for line in told if sentence in line], sentence
+    assert len(told) == len(ALL_WRONG) + 1  # quota.environment is no whole number of rows either
 
 
 def test_an_unknown_profile_lists_the_known_ones(tmp_path):

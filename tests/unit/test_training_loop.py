@@ -1,10 +1,12 @@
 """A small training on noise: stopped, killed, cut short or never stopped, it is the same training."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,44 @@ def test_killed_and_resumed_is_bit_identical(case, tmp_path, whole):
     state, _ = run(case, tmp_path)
     assert curve(state) == curve(whole[0])
     assert state.ids_digest == whole[0].ids_digest
+
+
+@pytest.fixture
+def compiler():
+    """torch's compiler from the beginning, as a new process has it; it warns of what it does itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._dynamo.reset()
+        yield torch._dynamo
+        torch._dynamo.reset()
+
+
+KERNELS = "inductor" if shutil.which("c++") else "aot_eager"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "micro_s"), [("aot_eager", "0.5"), (KERNELS, "20")])  # many shapes; real kernels
+def test_compiled_it_is_the_same_training_and_so_is_a_resumed_one(
+    case, tmp_path, monkeypatch, whole, compiler, backend, micro_s
+):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr("aut.encoders.whisper.BACKEND", backend)
+    monkeypatch.setenv("AUT_MICRO_S", micro_s)
+    counters.clear()
+    plain, compiled = (run(case, tmp_path / str(on), compile=on) for on in (False, True))
+    assert 1 <= counters["stats"]["unique_graphs"] <= 8  # for any number of layers, clips and frames
+    for ours, theirs in zip(compiled[0].log, plain[0].log, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)  # kernels sum in another order
+    with pytest.raises(SystemExit):
+        run(case, tmp_path / "stopped", track=StopAt(3), compile=True)
+    compiler.reset()
+    state, whisper = run(case, tmp_path / "stopped", compile=True)
+    assert curve(state) == curve(compiled[0])
+    for ours, theirs in zip(whisper.parameters(), compiled[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    weights = torch.load(next((tmp_path / "True").glob("step-*/weights.pt")), weights_only=True)
+    assert weights.keys() == whole[1].state_dict().keys()  # no module was wrapped
 
 
 def test_a_checkpoint_cut_short_is_passed_over(case, tmp_path, whole, capsys):

@@ -1,5 +1,7 @@
 """Micro-batches that fit: found by trying, remembered, split where they do not; the step stays the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from aut.training.engine import Engine
 from aut.training.job import execute
 from aut.training.model import Captioner
 from aut.training.sizes import EDGES_S, Budget, Searched, largest, micro_sizes, search
-from aut.training.trial import Trial, silence
+from aut.training.trial import Trial, reserve_b, silence
 from tests.unit.test_training_model import examples
 from tests.unit.training_case import curve, job_of, settings, whisper_of, write_case
 
@@ -71,20 +73,22 @@ def test_the_search_is_run_once_and_remembered(case, tmp_path, monkeypatch, caps
     made = []
     monkeypatch.setattr("aut.training.trial.Trial", lambda *_: made.append(Gpu(305.0)) or made[-1])
     model, gpu = Captioner(whisper_of(case), settings(), Augment(settings(), 0)), torch.device("meta")
-    first = micro_sizes(model, gpu, settings(), 64, tmp_path)
+    work = tmp_path / "job"
+    first = micro_sizes(model, gpu, settings(), 64, 1, work)
     assert "that fit meta" in capsys.readouterr().err
-    again = micro_sizes(model, gpu, settings(), 64, tmp_path)
+    again = micro_sizes(model, gpu, settings(), 64, 1, work)
     assert len(made) == 1
     assert isinstance(first, Searched)
     assert isinstance(again, Searched)
-    assert again.clips == first.clips == read_json(next(tmp_path.glob("*.json")))["clips"]
-    micro_sizes(model, gpu, settings(activation_checkpointing=True), 64, tmp_path)  # needs less memory: another search
+    assert again.clips == first.clips == read_json(next(tmp_path.glob("micro/*.json")))["clips"]
+    micro_sizes(model, gpu, settings(activation_checkpointing=True), 64, 1, work)  # needs less memory: another search
     assert len(made) == 2
 
 
 def test_a_bucket_that_did_not_fit_is_halved_with_all_longer_ones(tmp_path):
     sizes = Searched([64, 64, 60, 50, 40, 30, 20, 18, 15, 12, 10, 8], tmp_path / "sizes.json", {})
     sizes.shrink(30, 7.5)  # in the bucket of 6 to 8 s
+    sizes.save()
     assert sizes.clips == [64, 64, 60, 50, 40, 15, 15, 15, 15, 12, 10, 8]
     assert read_json(tmp_path / "sizes.json")["clips"] == sizes.clips
     assert sizes(7.9) == 15
@@ -169,27 +173,26 @@ def test_other_errors_are_not_taken_for_a_full_memory(case, tmp_path, monkeypatc
     assert module.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 10 bytes"))
 
 
-def test_where_others_wait_it_is_said_and_the_next_start_is_halved(case, tmp_path):
-    from aut.errors import AutError
+def test_a_budget_keeps_what_it_learnt_for_the_same_number(tmp_path):
+    path = tmp_path / "micro.json"
+    first = Budget(60.0, path=path)
+    first.shrink(8, 7.0)
+    assert not path.exists()
+    first.save()
+    assert Budget(60.0, path=path)(7.0) == 4
+    assert Budget(70.0, path=path)(7.0) == 10  # another number is tried as it is
+    assert Budget(60.0)(7.0) == 8
+
+
+def test_shares_of_a_group_are_halved_alike():
+    """A process with a clip less than the others computes as many micro-batches."""
     from aut.training.data import collate
-    from tests.unit.test_training_plan import schedule
 
-    engine = Engine(Captioner(whisper_of(case), settings(), Augment(settings(), 0)), schedule(), settings())
-    engine.sizes = sizes = Searched([8] * len(EDGES_S), tmp_path / "sizes.json", {})
-    with pytest.raises(AutError, match=r"other processes wait for it.*halved then") as raised:
-        engine._halved([collate(examples())], 0, waits=True)
-    assert raised.value.code == 1  # not hopeless: a flow tries again
-    assert read_json(tmp_path / "sizes.json")["clips"] == sizes.clips == [1] * len(EDGES_S)
-
-
-def test_where_a_number_was_given_it_is_to_be_lowered(case):
-    from aut.training.data import collate
-    from tests.unit.test_training_plan import schedule
-
-    engine = Engine(Captioner(whisper_of(case), settings(), Augment(settings(), 0)), schedule(), settings())
-    engine.sizes = Budget(60.0)
-    with pytest.raises(ConfigError, match=r"other processes wait for it.*lower AUT_MICRO_S below"):
-        engine._halved([collate(examples())], 0, waits=True)
+    two, one = (replace(collate(examples(lengths)), most=2) for lengths in ((4000, 2500), (3000,)))
+    assert [part.clips for part in two.halves()] == [part.clips for part in one.halves()] == [1, 1]
+    assert [part.tokens for part in one.halves()] == [one.tokens, 0]
+    three = replace(collate(examples((4000, 3000, 2500))), most=4)
+    assert [(part.clips, len(part.n_B)) for part in three.halves()] == [(2, 1), (2, 2)]
 
 
 def test_a_clip_longer_than_its_index_says_halves_the_bucket_that_it_was_put_in(case, tmp_path):
@@ -202,8 +205,15 @@ def test_a_clip_longer_than_its_index_says_halves_the_bucket_that_it_was_put_in(
     (micro,) = next(loader.steps(job.plan, 0)).micros
     engine = Engine(Captioner(whisper_of(case), settings(), Augment(settings(), 0)), schedule(), settings())
     engine.sizes = sizes = Searched([8] * len(EDGES_S), tmp_path / "sizes.json", {})
-    halves = engine._halved([micro], 0, waits=False)
+    halves = engine._halved(micro, speaks=True)
     assert sizes.clips == [2] * len(EDGES_S)
     assert [half.seconds for half in halves] == [9.0, 9.0]
-    engine._halved(halves, 1, waits=False)
-    assert sizes.clips == [1] * len(EDGES_S)
+    engine._halved(halves[1], speaks=True)
+    assert read_json(tmp_path / "sizes.json")["clips"] == [1] * len(EDGES_S)
+
+
+@pytest.mark.parametrize(
+    ("stage", "world", "floats"), [(0, 1, 2), (0, 8, 3), (1, 1, 7), (1, 8, 3.5), (2, 8, 2.5), (3, 1, 6)]
+)
+def test_room_is_kept_for_what_a_step_holds_beside_weights_and_gradients(stage, world, floats):
+    assert reserve_b(1000, stage, world) == 4 * 1000 * floats

@@ -8,6 +8,7 @@ from aut.config import ModelShape, Schedule, Training
 from aut.contracts import INDEX_SCHEMA, Silent
 
 CLIPS = 32
+LOST = 4  # a step whose loss is not finite
 ODD = 5  # clips held out, of which the last batch of an evaluation has fewer than there are processes
 TEXTS = ("low hum", "rain on a roof", "a bell")
 
@@ -38,7 +39,8 @@ def settings(**changes):
     values = {
         "precision": "fp32", "length": "native", "max_s": 30.0, "language": "en", "spec_augment": False,
         "gain_jitter_db": 0.0, "label_smoothing": 0.0, "checkpoint_every": 2, "keep_checkpoints": 2, "eval_every": 3,
-        "eval_clips": 4, "activation_checkpointing": False, "deepspeed_stage": 0,
+        "eval_clips": 4, "activation_checkpointing": False, "compile": False,
+        "deepspeed_stage": 0,
     }  # fmt: skip
     return Training(**(values | changes))
 
@@ -75,7 +77,8 @@ def curve(state):
 def main(case: str, work: str, stop: str, *stages: str) -> None:
     """The same job at each `ZeRO stage:port`, in forks of a process that has the libraries: a start is mostly imports.
 
-    Leaves `stage-N/final.pt`. With a `stop`, SIGTERM comes in that step. Exits like the last stage.
+    `2bf16` is ZeRO-2 in bf16 with activations computed again. Leaves `stage-N/final.pt`. With a `stop`, SIGTERM comes
+    in that step. AUT_TEST_FULL is what `fill` takes. Exits like the last stage, or like the first to be started again.
     """
     import os
     import sys
@@ -83,17 +86,24 @@ def main(case: str, work: str, stop: str, *stages: str) -> None:
     import accelerate  # noqa: F401
     from transformers import WhisperForConditionalGeneration  # noqa: F401
 
+    from aut.training.recall import AGAIN
+
     code = 0
     for stage, port in (word.split(":") for word in stages):
         # They meet anew: torchrun's store and DeepSpeed's shared memory hold what the stage before left there.
         os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
-        if int(stage):
+        if stage != "0":
             import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  which compiles, and so imports all of torch
         child = os.fork()
         if not child:
-            train(Path(case), Path(work) / f"stage-{stage}", int(stage), int(stop), ODD)
+            if full := os.environ.get("AUT_TEST_FULL"):
+                fill(*full.split(":"))
+            lose()
+            train(Path(case), Path(work) / f"stage-{stage}", int(stop), **changes_of(stage))
             sys.exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == AGAIN:
+            break
     sys.exit(code)
 
 
@@ -111,7 +121,56 @@ def share_all() -> None:
     sharded._config = config
 
 
-def train(case: Path, work: Path, stage: int = 0, stop: int = 0, clips: int = 4) -> None:
+def fill(where: str, rank: str, clips: str) -> None:
+    """In training, the memory of process `rank` ends in the decoder's `forward`, or a `backward`, of so many clips."""
+    import os
+
+    import torch
+
+    from aut.training import model, sharded
+    from aut.training.engine import Engine
+
+    decode, seen = model.decoder_forward, [0]
+
+    def limit(now: str) -> None:
+        if now == where and os.environ["RANK"] == rank and seen[0] >= int(clips) and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    def forward(decoder, ids_BL, *args, **named):
+        seen[0] = len(ids_BL)
+        limit("forward")
+        return decode(decoder, ids_BL, *args, **named)
+
+    model.decoder_forward = forward
+    for engine in (Engine, sharded.Sharded):
+        before = engine._backward
+
+        def backward(self, loss, last, before=before):
+            limit("backward")
+            before(self, loss, last)
+
+        engine._backward = backward
+
+
+def lose() -> None:
+    """In step LOST the loss is not finite, and the gradients are."""
+    from aut.training.engine import Engine
+
+    accumulate = Engine.accumulate
+
+    def lost(engine, micros, tokens, seed):
+        counts_2G = accumulate(engine, micros, tokens, seed)
+        return counts_2G + float("inf") if seed // engine.world == LOST else counts_2G
+
+    Engine.accumulate = lost
+
+
+def changes_of(stage: str) -> dict:
+    made = {"deepspeed_stage": int(stage[0]), "eval_clips": ODD}
+    return made | ({"precision": "bf16", "activation_checkpointing": True} if stage.endswith("bf16") else {})
+
+
+def train(case: Path, work: Path, stop: int = 0, **changes) -> None:
     import os
     import signal
 
@@ -125,9 +184,9 @@ def train(case: Path, work: Path, stage: int = 0, stop: int = 0, clips: int = 4)
                 os.kill(os.getpid(), signal.SIGTERM)
 
     whisper = whisper_of(case)
-    if stage == 3:
+    if changes.get("deepspeed_stage") == 3:
         share_all()
-    execute(job_of(case, 6, deepspeed_stage=stage, eval_clips=clips), whisper, case, {"noise": case}, work, Stop())
+    execute(job_of(case, 6, **changes), whisper, case, {"noise": case}, work, Stop())
     if os.environ.get("RANK", "0") == "0":
         torch.save(whisper.state_dict(), work / "final.pt")
 
