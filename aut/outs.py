@@ -4,8 +4,8 @@ In    a working copy, a stage as DVC names it ("mixture", "index@toy_words")
 Out   its outs as dvc.lock has them, linked or copied from DVC's cache
 Why   DVC removes the outs of a stage before it runs it, so a disk that fills during `mixture` would leave none. Its own
       `dvc checkout` cannot help there: it needs a lock that DVC holds until the stage has ended.
-      Hard links, where the working copy's own kind is a copy: they need no room on a disk that has none.
-      Price: two seconds of a stage that failed; a process killed -9 under a plain `dvc repro` does not get to it.
+      Where there is no room for a copy a hard link stands in, read-only, until the stage runs again.
+      Price: a second or two of a stage that failed; one killed -9 under a plain `dvc repro` does not get to it.
 Run   the command line, when a stage fails (aut/cli/stages.py); the flow, whatever a stage died of:
       python -m aut.outs STAGE
 """
@@ -15,21 +15,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-NO_ROOM_NEEDED = ["reflink", "hardlink", "copy"]
-"""DVC tries them in this order; its default leaves out the second."""
-
 
 def put_back(root: Path, stage: str) -> int:
     """Makes the stage's outs those of dvc.lock; how many it has there. DVC's CheckoutError for files it lost."""
+    from dvc.exceptions import CacheLinkError
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
         found = repo.stage.load_one(path=str(root / "dvc.yaml"), name=stage.rpartition(":")[2])
         known = [out for out in found.outs if out.hash_info and out.get_obj()]
         for out in known:
-            if out.cache.cache_types == out.cache.DEFAULT_CACHE_TYPES:
-                out.cache.cache_types = NO_ROOM_NEEDED
-            out.checkout(force=True)
+            try:
+                out.checkout(force=True)
+            except (OSError, CacheLinkError):
+                out.remove()  # what was copied of it
+                out.cache.cache_types = ["hardlink"]
+                out.checkout(force=True)
         return len(known)
 
 
