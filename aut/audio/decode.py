@@ -189,7 +189,7 @@ def _read(sound: Any, frames: int) -> tuple[NDArray[np.float32], int]:
 
 def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:
     mono_T = x_TC[:, 0] if x_TC.shape[1] == 1 else x_TC.mean(axis=1, dtype=np.float32)
-    peak = float(np.abs(mono_T).max(initial=0.0))
+    peak = max(float(mono_T.max(initial=0.0)), -float(mono_T.min(initial=0.0)))  # of NaN too: nothing is copied
     if not np.isfinite(peak):
         raise Unreadable("not_finite", "NaN or infinite samples")
     if peak > LOUDEST:
@@ -198,7 +198,7 @@ def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _finished(pcm_T: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.clip(pcm_T, -1.0, 1.0).astype(np.float32, copy=False)
+    return np.clip(pcm_T, -1.0, 1.0, out=pcm_T).astype(np.float32, copy=False)
 
 
 def _check_container(file: BinaryIO, size: int) -> None:

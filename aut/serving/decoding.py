@@ -64,8 +64,8 @@ def opened(max_s: float) -> tuple[Handler, Head]:
     _limit_memory()
     max_samples = max(ONE_GO, round(max_s * WIDEST))
 
-    def handler(head: Head, parts: list[bytes]) -> tuple[Head, list[Any]]:
-        audio = decode(parts[0], max_s=max_s, max_samples=max_samples)
+    def handler(head: Head, parts: list[memoryview]) -> tuple[Head, list[Any]]:
+        audio = decode(bytes(parts[0]), max_s=max_s, max_samples=max_samples)
         if head["op"] == "heard":
             from aut.serving.features import heard
 

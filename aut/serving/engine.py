@@ -105,7 +105,7 @@ def opened(folder: str, example: str, device: str | None, threads: int) -> tuple
     greeting |= {"layers": len(states) - 1, "device": place.partition(":")[0], "packs": encoder.packs}
     greeting["example"] = states["valid"].tolist()
 
-    def handler(head: Head, parts: list[bytes]) -> tuple[Head, list[Array]]:
+    def handler(head: Head, parts: list[memoryview]) -> tuple[Head, list[Array]]:
         return computed(encoder, head, [np.frombuffer(p, np.float32) for p in parts])
 
     return handler, greeting

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from multiprocessing.reduction import recv_handle, send_handle
@@ -31,6 +32,8 @@ class Line:
         held = recv_handle(conn) if handle is None else handle
         self._conn, self._memory = conn, mmap.mmap(held, SHARED)
         os.close(held)
+        self._arrival = select.poll()  # kept: a Connection's own poll makes a selector each time
+        self._arrival.register(conn.fileno(), select.POLLIN)
 
     def send(self, head: Head, parts: Sequence[Any] = ()) -> None:
         """`parts` are anything contiguous in memory."""
@@ -44,16 +47,18 @@ class Line:
         for view in () if shared else views:
             self._conn.send_bytes(view)
 
-    def receive(self) -> tuple[Head, list[bytes]]:
+    def receive(self) -> tuple[Head, list[memoryview]]:
+        """Parts are good until the next message is sent or received."""
         head = json.loads(self._conn.recv_bytes())
         ends = head.pop("ends")
         if ends[-1] <= SHARED:
-            return head, [self._memory[start:end] for start, end in pairwise(ends)]
-        return head, [self._conn.recv_bytes() for _ in ends[1:]]
+            memory = memoryview(self._memory)
+            return head, [memory[start:end] for start, end in pairwise(ends)]
+        return head, [memoryview(self._conn.recv_bytes()) for _ in ends[1:]]
 
     def poll(self, timeout_s: float) -> bool:
-        """Whether a message came within the time."""
-        return self._conn.poll(timeout_s)
+        """Whether a message, or the other end's death, came within the time."""
+        return bool(self._arrival.poll(1000 * timeout_s))
 
     def close(self) -> None:
         self._conn.close()

@@ -27,7 +27,7 @@ from aut.serving.lines import Line, pair
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-Handler = Callable[[Head, list[bytes]], tuple[Head, Sequence[Any]]]
+Handler = Callable[[Head, list[memoryview]], tuple[Head, Sequence[Any]]]
 Opened = Callable[..., tuple[Handler, Head]]
 """Runs in the child: what answers its calls, and its greeting."""
 
@@ -112,7 +112,7 @@ class _Worker:
     def call(self, head: Head, parts: Sequence[Any], timeout_s: float) -> tuple[Head, list[bytes]]:
         if self._closed:
             raise Lost("closed")
-        if self._process is not None and not self._process.is_alive():  # it died idle: nothing is lost
+        if self._died():  # idle: nothing is lost
             self._drop()
         self.greeting()
         try:
@@ -122,6 +122,11 @@ class _Worker:
             self._drop()
             raise Lost(type(error).__name__) from None
         return self._answer(timeout_s)
+
+    def _died(self) -> bool:
+        if self._line is not None and self._greeting is not None:
+            return self._line.poll(0)  # nothing was asked, so what can be read is its end: cheaper than to ask for it
+        return self._process is not None and not self._process.is_alive()
 
     def end(self) -> None:
         self._closed = True
@@ -138,7 +143,7 @@ class _Worker:
             raise Lost(type(error).__name__) from None
         if "error" in head:
             raise _raised(head["error"])
-        return head, parts
+        return head, [bytes(part) for part in parts]
 
     def _drop(self) -> None:
         line, process = self._line, self._process
