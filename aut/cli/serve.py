@@ -28,7 +28,7 @@ def serve(
     max_s: Annotated[float, typer.Option("--max-s", min=0.1, help="Seconds of audio of a clip.")] = 300.0,
     batch_s: Annotated[
         float, typer.Option("--batch-s", min=1, help="Seconds of audio of a pass; 1000 on a GPU.")
-    ] = 16.0,
+    ] = 32.0,
     timeout_s: Annotated[float, typer.Option("--timeout-s", min=0.1, help="Deadline of a request.")] = 30.0,
 ) -> None:
     """Serve the version an alias names: embeddings, classes, a page. Follows the alias without dropping a request.

@@ -12,26 +12,25 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from aut import __version__
 from aut.serving import pages
-from aut.serving.answers import Format, answer, check_size, dumped
+from aut.serving.answers import answer, check_size, dumped
 from aut.serving.engine import Ask
-from aut.serving.gate import DEADLINE, SERVED, Gate, failed
-from aut.serving.intake import Asked, body_of, parse, parse_mlflow
-from aut.serving.limits import Refused
-from aut.serving.openapi import BODIES, CLASSIFIED, EMBEDDED, HEARD, PREDICTED, TABLE
+from aut.serving.gate import DEADLINE, SERVED, Gate, failed, hold_answer
+from aut.serving.intake import OPTIONS, Asked, body_of, parse, parse_mlflow
+from aut.serving.limits import Limits, Refused
+from aut.serving.openapi import FORMATS, POOLS, WORK
 from aut.serving.service import Answered, Check, Service, unless_gone
 from aut.serving.versions import Served
 
 BIG = 1 << 16  # numbers of an answer that is written in a thread
-Pool = Literal["mean", "none"]
 
 
 def create(service: Service) -> Gate:
@@ -52,59 +51,48 @@ def create(service: Service) -> Gate:
         redoc_url=None,
     )
     app.state.service = service
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(Exception, _failed)
-    app.post("/v1/embeddings", response_model=None, openapi_extra=BODIES, responses=EMBEDDED)(embeddings)
-    app.post("/v1/classify", response_model=None, openapi_extra=BODIES, responses=CLASSIFIED)(classify)
-    app.post("/v1/features", response_model=None, openapi_extra=BODIES, responses=HEARD)(features)
-    app.post("/invocations", response_model=None, openapi_extra=TABLE, responses=PREDICTED)(invocations)
+    for path, worker in WORKERS.items():
+        app.post(path, response_model=None, **WORK[path])(worker)
     for path, teller in TELLERS.items():
         app.get(path, response_model=None)(teller)
     pages.add_to(app)
-    return Gate(app, service)
+    return Gate(app, service, WORKERS)
 
 
-async def embeddings(
-    request: Request,
-    pool: Annotated[Pool, Query(description="mean: one vector a clip; none: a vector a frame")] = "mean",
-    format: Annotated[Format, Query(description="of the answer")] = "json",
-    layer: Annotated[int | None, Query(description="0 is the stem, then each block; none: the last")] = None,
-) -> Response:
+async def embeddings(request: Request) -> Response:
     """Embeddings of clips: files of a form, a raw body, or base64 in JSON. Equal to `aut.load_encoder(...).encode`."""
     asked = await _asked(request)
     given = asked.options
-    pool = _choice(given, "pool", pool, ("mean", "none"))
-    format = _choice(given, "format", format, ("json", "npy", "safetensors", "base64"))
+    pool = _choice(given, "pool", POOLS)
+    format = _choice(given, "format", FORMATS)
     if given.get("encoding_format") == "base64":
         format = "base64"
     _check_dimensions(given, _service(request).watcher.served)
-    ask = Ask(frames=pool == "none", layer=_number(given, "layer", layer, 0, 10_000))
-    limit = _service(request).limits.answer_bytes
+    ask = Ask(frames=pool == "none", layer=_number(given, "layer", None, 0, 10_000))
+    service = _service(request)
 
     def check(served: Served, seconds: Sequence[float]) -> None:
         if ask.frames:
             frames = [math.ceil(s / served.encoder.hop_s) + 1 for s in seconds]
-            check_size(frames, served.encoder.width, format, limit)
+            size = check_size(frames, served.encoder.width, format, service.limits.answer_bytes)
+            hold_answer(request.scope, service.slots, size)
 
     done = await _answered(request, asked.files, ask, check)
     arrays = [r["frames" if ask.frames else "valid"] for r in done.results]
     args = (arrays, done.seconds, done.served.pointer.address, format)
     if sum(a.size for a in arrays) > BIG:
-        return await _service(request)._in_thread(answer, *args)
+        return await service._in_thread(answer, *args)
     return answer(*args)
 
 
-async def classify(
-    request: Request,
-    top: Annotated[int, Query(ge=1, le=1000, description="labels of each probe set")] = 5,
-    neighbours: Annotated[int, Query(ge=0, le=100, description="nearest probe clips of each set")] = 0,
-) -> Response:
+async def classify(request: Request) -> Response:
     """Labels with probabilities from each probe set's head; where registered, the nearest clips of the probe sets."""
     asked = await _asked(request)
-    top = _number(asked.options, "top", top, 1, 1000) or top
-    neighbours = _number(asked.options, "neighbours", neighbours, 0, 100) or 0
+    top = _number(asked.options, "top", 5, 1, 1000) or 5
+    neighbours = _number(asked.options, "neighbours", 0, 0, 100) or 0
     served = _service(request).watcher.served
     poolings = tuple(sorted({"valid", *(head.pooling for head in served.heads.values())}))
     done = await _answered(request, asked.files, Ask(poolings=poolings))
@@ -122,16 +110,14 @@ async def classify(
 async def features(request: Request) -> Response:
     """What the model hears of one clip: waveform envelope and log-mel, for a picture. Its first 30 s."""
     asked = await _asked(request)
-    return dumped(await unless_gone(request, _service(request).heard(asked.files[0], request.scope[DEADLINE])))
+    return dumped(await unless_gone(request, _service(request).heard(asked.files, request.scope[DEADLINE])))
 
 
 async def invocations(request: Request) -> Response:
     """MLflow's scoring protocol: a table with audio as base64 in the column `audio`."""
-    service = _service(request)
-    async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
-        asked = await parse_mlflow(body, request.headers, service.limits)
+    asked = await _asked(request, parse_mlflow)
     done = await _answered(request, asked.files, Ask())
-    return dumped({"predictions": [{"embedding": result["valid"].tolist()} for result in done.results]})
+    return dumped({"predictions": [{"embedding": result["valid"]} for result in done.results]})
 
 
 async def models(request: Request) -> Response:
@@ -192,6 +178,12 @@ async def prometheus(request: Request) -> Response:
     return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+WORKERS: dict[str, Callable[[Request], Awaitable[Response]]] = {
+    "/v1/embeddings": embeddings,
+    "/v1/classify": classify,
+    "/v1/features": features,
+    "/invocations": invocations,
+}
 TELLERS: dict[str, Callable[..., Awaitable[Response]]] = {
     "/v1/models": models,
     "/v1/evidence": evidence,
@@ -205,14 +197,20 @@ TELLERS: dict[str, Callable[..., Awaitable[Response]]] = {
 }
 
 
+Parser = Callable[[bytes, Headers, Limits], Awaitable[Asked]]
+
+
 def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-async def _asked(request: Request) -> Asked:
+async def _asked(request: Request, parse: Parser = parse) -> Asked:
     service = _service(request)
     async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
-        return await parse(body, request.headers, service.limits)
+        asked = await parse(body, request.headers, service.limits)
+    if request.scope["query_string"]:  # the body's word counts more
+        asked.options = {k: v for k, v in request.query_params.items() if k in OPTIONS} | asked.options
+    return asked
 
 
 async def _answered(request: Request, files: list[bytes], ask: Ask, check: Check | None = None) -> Answered:
@@ -226,8 +224,9 @@ def _top(head: Any, result: Any, count: int) -> list[dict[str, Any]]:
     return [{"label": head.labels[c], "probability": round(float(p_C[c]), 6)} for c in (-p_C).argsort()[:count]]
 
 
-def _choice(options: dict[str, Any], name: str, default: Any, allowed: tuple[str, ...]) -> Any:
-    value = options.get(name, default)
+def _choice(options: dict[str, Any], name: str, allowed: tuple[str, ...]) -> Any:
+    """One of the allowed; the first where nothing is said."""
+    value = options.get(name, allowed[0])
     if value not in allowed:
         raise Refused(400, name, f"{name} must be one of {', '.join(allowed)}")
     return value
@@ -260,12 +259,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, _: Exception) -> Response:
     return await _refused(request, failed())
-
-
-async def _invalid(_: Request, error: Exception) -> Response:
-    first = cast(RequestValidationError, error).errors()[0]
-    name = str(first["loc"][-1])
-    return dumped(Refused(400, "option", f"{name}: {first['msg']}").body(), 400)
 
 
 async def _plain(_: Request, error: Exception) -> Response:

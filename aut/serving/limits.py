@@ -3,9 +3,8 @@
 In    options of `aut serve`
 Out   `Limits`, `Refused` (a status, one word to count by, a sentence), `Slots` (what is admitted at once)
 Why   everything is bounded before it is allocated: bytes, clips, seconds, samples, answers, waiting time. Price: honest
-      large requests must be cut by the client. Not counted: files between parsing and decoding (`queue` clips at most
-      have a slot), and answers that a client reads slowly, at most `answer_bytes` each
-      (connections.py ends those that are not read at all).
+      large requests must be cut by the client. Not counted: what parsing and writing JSON hold for a moment beside the
+      body or the answer, and answers under 64 KB (gate.py).
 """
 
 from __future__ import annotations
@@ -30,18 +29,19 @@ class Limits:
     """Of one server. `budget_s` is the latency budget: a request that would wait longer is answered 429 at once."""
 
     request_bytes: int = 32 << 20
-    held_bytes: int = 256 << 20  # bodies of all requests at once, while they come and are parsed
+    held_bytes: int = 256 << 20  # bodies of all requests at once, while they come and are parsed; then their files
     clips: int = 64  # of one request
     clip_s: float = 300.0
     audio_s: float = 600.0  # of one request
     answer_bytes: int = 80 << 20  # 300 s in frames of the widest encoder, 1,280, fit as float32
+    held_answers: int = 256 << 20  # of all requests at once, from before they are computed until they have been read
     request_s: float = 30.0  # from the first byte to the answer
     queue: int = 128  # clips admitted: being decoded, waiting, or computed
     queue_s: float = 1_800.0  # seconds of decoded audio that wait: 115 MB
     budget_s: float | None = 1.0  # None: measured, see Slots
     free: int = 2  # clips that are admitted whatever the estimate says: one a worker
     batch_clips: int = 32
-    batch_s: float = 16.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
+    batch_s: float = 32.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
     workers: int = 2  # batches computed at once, each with its share of the cores
     linger_s: float = 0.002  # an idle model waits so long for company
 
@@ -65,7 +65,7 @@ class Slots:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.clips = self.bytes = 0
+        self.clips = self.bytes = self.answers = 0
         self.pace_s = 0.0  # seconds of computing a clip, a moving average
         self._came = 0
         self._alone: deque[float] = deque(maxlen=200)  # seconds of requests that met nobody
@@ -123,6 +123,23 @@ class Slots:
         if self.bytes + count > self.limits.held_bytes:
             raise Refused(429, "busy", "bodies of other requests fill the memory set aside: try again later", 1.0)
         self.bytes += count
+
+    @contextmanager
+    def keep(self, files: list[bytes]) -> Iterator[None]:
+        """Counts files until they are decoded; the list is emptied then, so that nobody holds them any longer."""
+        total = sum(map(len, files))
+        self.take_bytes(total)
+        try:
+            yield
+        finally:
+            self.bytes -= total
+            files.clear()
+
+    def take_answer(self, count: int) -> None:
+        """Counts bytes of an answer; the caller gives them back. Refused 429 where memory for answers is used up."""
+        if count > 0 and self.answers + count > self.limits.held_answers:
+            raise Refused(429, "busy", "answers that others have not read yet fill the memory: try again later", 1.0)
+        self.answers += count
 
     def computed(self, clips: int, took_s: float) -> None:
         new = took_s / clips

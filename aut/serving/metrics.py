@@ -27,8 +27,10 @@ class Metrics:
         self.lost = Gauge("aut_workers_lost", "Processes that died at their work.", ["kind"], registry=r)
         queue = Gauge("aut_queue_clips", "Clips admitted and not yet answered.", registry=r)
         queue.set_function(lambda: slots.clips)
-        held = Gauge("aut_held_bytes", "Bytes of request bodies in memory.", registry=r)
+        held = Gauge("aut_held_bytes", "Bytes of request bodies, or of their files, in memory.", registry=r)
         held.set_function(lambda: slots.bytes)
+        answers = Gauge("aut_answer_bytes", "Bytes set aside for answers over 64 KB, until read.", registry=r)
+        answers.set_function(lambda: slots.answers)
 
     def batched(self, clips: int, seconds: float, took_s: float) -> None:
         self.batches.observe(clips)

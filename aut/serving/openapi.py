@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+POOLS = ("mean", "none")
+FORMATS = ("json", "npy", "safetensors", "base64")
 BODIES = {
     "requestBody": {
         "required": True,
@@ -83,3 +85,31 @@ HEARD = _told(
     {"seconds": 1.5, "shown_s": 1.5, "low": [-0.1], "high": [0.1], "mel": {"frames": 150, "bins": 80, "data": "..."}},
 )
 PREDICTED = _told("a row a clip, as the registered model answers", {"predictions": [{"embedding": [0.12, -0.4]}]})
+
+
+def _option(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+
+def _work(answers: Any, body: dict[str, Any], *options: dict[str, Any]) -> dict[str, Any]:
+    return {"responses": answers, "openapi_extra": {**body, "parameters": list(options)} if options else body}
+
+
+WORK = {
+    "/v1/embeddings": _work(
+        EMBEDDED,
+        BODIES,
+        _option("pool", "mean: one vector a clip; none: a vector a frame", enum=list(POOLS), default="mean"),
+        _option("format", "of the answer", enum=list(FORMATS), default="json"),
+        _option("layer", "0 is the stem, then each block; none: the last", type="integer", minimum=0),
+    ),
+    "/v1/classify": _work(
+        CLASSIFIED,
+        BODIES,
+        _option("top", "labels of each probe set", type="integer", minimum=1, maximum=1000, default=5),
+        _option("neighbours", "nearest probe clips of each set", type="integer", minimum=0, maximum=100, default=0),
+    ),
+    "/v1/features": _work(HEARD, BODIES),
+    "/invocations": _work(PREDICTED, TABLE),
+}
+"""What each route that computes says of itself, for FastAPI: its options may also come in a form or in JSON."""

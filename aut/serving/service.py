@@ -88,26 +88,27 @@ class Service:
         gc.collect()
         gc.freeze()  # modules and weights stay: looking through them for garbage stalls all requests for 150 ms
 
-    async def answer(self, files: Sequence[bytes], ask: Ask, deadline: float, check: Check | None = None) -> Answered:
+    async def answer(self, files: list[bytes], ask: Ask, deadline: float, check: Check | None = None) -> Answered:
         """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline.
 
-        `check` may refuse what the clips' seconds would make, before it is computed.
+        `check` may refuse what the clips' seconds would make, before it is computed. Empties `files` once decoded.
         """
         served = self.watcher.served
         _check_layer(ask, served)
         with self.slots.hold(len(files)):
             async with self._until(deadline):
-                clips, seconds = await self._decoded(files, served.encoder.rate_hz)
+                with self.slots.keep(files):
+                    clips, seconds = await self._decoded(files, served.encoder.rate_hz)
                 if check:
                     check(served, seconds)
                 results = await self.batcher.submit(clips, ask, served, deadline)
         return Answered(served, results, seconds)
 
-    async def heard(self, file: bytes, deadline: float) -> dict[str, Any]:
-        """Waveform and log-mel of a file, for a picture. Refused 422, 504."""
-        with self.slots.hold(1):
+    async def heard(self, files: list[bytes], deadline: float) -> dict[str, Any]:
+        """Waveform and log-mel of the first file, for a picture. Refused 422, 504. Empties `files` once decoded."""
+        with self.slots.hold(1), self.slots.keep(files):
             async with self._until(deadline):
-                calls = self._each([(self.decoders.heard, file, self.limits.request_s)])
+                calls = self._each([(self.decoders.heard, files[0], self.limits.request_s)])
                 (told,) = [answer async for answer in calls]
         return cast(dict[str, Any], told)
 
@@ -147,7 +148,7 @@ class Service:
         begun = [self.threads.submit(*call) for call in calls]
         waited = [asyncio.wrap_future(future) for future in begun]
         try:
-            for ended in asyncio.as_completed(waited):
+            for ended in asyncio.as_completed(waited) if len(waited) > 1 else waited:
                 yield await ended
         finally:
             for future, waiting in zip(begun, waited, strict=True):
@@ -162,22 +163,25 @@ class Service:
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The work's result; cancelled when the client goes away, so that nobody's clips are not computed."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
+    task, gone = asyncio.current_task(), False
+    assert task
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refused(400, "gone", "the client went away")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise Refused(400, "gone", "the client went away") from None
+        raise
     finally:
-        for waiting in (task, gone):
-            waiting.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watcher.cancel()
 
 
 def _check_layer(ask: Ask, served: Served) -> None:

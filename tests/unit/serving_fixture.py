@@ -108,6 +108,7 @@ async def serving(
     service.batcher.start()
     await asyncio.to_thread(service.watcher.look)
     service.watcher.start()
+    service.gate = gate  # type: ignore[attr-defined]  # for tests that send or read by themselves
     transport = httpx.ASGITransport(app=gate, raise_app_exceptions=False)  # type: ignore[arg-type]
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://aut") as client:

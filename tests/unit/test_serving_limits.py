@@ -197,6 +197,116 @@ def test_frames_that_would_fill_memory_are_refused_before_they_are_computed(vers
         assert remedy in answer.json()["error"]["message"]
 
 
+def frames_of(seconds, slow_s=0.0):
+    """A model that gives as many frames as its clips last."""
+
+    def run(served, ask, clips):
+        time.sleep(slow_s)
+        width = served.encoder.width
+        return [{"frames": np.zeros((round(seconds * 50), width), np.float32)} for _ in clips]
+
+    return run
+
+
+class Reader:
+    """One request without a socket; it reads nothing more of the answer until it may."""
+
+    def __init__(self, service, path, query, body):
+        self.may, self.begun, self.taken, self._body = asyncio.Event(), asyncio.Event(), b"", [body]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": query, "headers": [], "root_path": ""}
+        self.done = asyncio.ensure_future(service.gate(scope, self.receive, self.send))
+
+    async def receive(self):
+        if self._body:
+            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
+        return await asyncio.Event().wait()
+
+    async def send(self, message):
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.begun.set()
+        self.taken += message.get("body", b"")
+        await self.may.wait()
+
+
+def test_answers_that_nobody_reads_are_counted_and_others_are_told(version):
+    """Two answers of 320 kB where 500 kB are set aside: the second is told; short ones go on; read, all is free."""
+    limits, clip = Limits(held_answers=500_000), file_of(np.zeros(50 * 16_000), subtype="PCM_16")
+    big = ("/v1/embeddings", b"pool=none&format=npy", clip)
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, run=frames_of(50.0)) as (_, service):
+            first = Reader(service, *big)
+            await first.begun.wait()
+            held, second = service.slots.answers, Reader(service, *big)
+            short = Reader(service, "/v1/embeddings", b"pool=none", file_of(sound(0.1), subtype="PCM_16"))
+            for other in (second, short):
+                other.may.set()
+                await other.done
+            told = second.status, second.taken, service.slots.answers
+            first.may.set()
+            await first.done
+            third = Reader(service, *big)
+            third.may.set()
+            await third.done
+            return held, told, first, third, service.slots.answers
+
+    held, (status, body, held_still), first, third, free = asyncio.run(ask())
+    assert 320_000 <= held == held_still < 330_000
+    assert status == 429
+    assert b"have not read" in body
+    assert (first.status, third.status, free) == (200, 200, 0)
+    assert np.load(io.BytesIO(first.taken)).shape == (1, 2_500, 32)
+
+
+def test_an_answer_is_counted_before_it_is_computed(version):
+    limits, clip = Limits(held_answers=500_000), file_of(np.zeros(50 * 16_000), subtype="PCM_16")
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, run=frames_of(50.0, 1.0)) as (_, service):
+            both = [Reader(service, "/v1/embeddings", b"pool=none&format=npy", clip) for _ in range(2)]
+            for reader in both:
+                reader.may.set()
+            ended, _ = await asyncio.wait([r.done for r in both], return_when=asyncio.FIRST_COMPLETED)
+            early = [r.status for r in both if r.done in ended]
+            await asyncio.gather(*(r.done for r in both))
+            return early, sorted(r.status for r in both), service.slots.answers
+
+    assert asyncio.run(ask()) == ([429], [200, 429], 0)
+
+
+def test_files_are_counted_until_they_are_decoded_and_then_let_go(version):
+    """A form's files are not its body: they are counted when the body no longer is."""
+    go_on, begun = threading.Event(), threading.Event()
+    limits = Limits(held_bytes=300_000)
+    clip = file_of(np.zeros(100_000), subtype="PCM_16")  # 200 kB
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), limits, run=slow(0)) as (client, service):
+
+            def decode(data, position, rate_hz):
+                begun.set()
+                assert go_on.wait(20)
+                return np.zeros(1_600, np.float32), 0.1
+
+            service._decode = decode
+            first = asyncio.ensure_future(client.post("/v1/embeddings", files={"file": clip}))
+            await asyncio.to_thread(begun.wait, 20)
+            held = service.slots.bytes
+            second = await client.post("/v1/embeddings", content=clip)
+            go_on.set()
+            return held, second.status_code, (await first).status_code, service.slots.bytes
+
+    assert asyncio.run(ask()) == (len(clip), 429, 200, 0)
+
+
+def test_decoded_files_are_no_longer_held():
+    slots, files = Slots(Limits()), [b"a", b"bc"]
+    with slots.keep(files):
+        assert slots.bytes == 3
+    assert (slots.bytes, files) == (0, [])
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/invocations"])
 @pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'{"a":'])
 def test_json_of_many_values_is_refused_before_it_is_parsed(version, path, unit):
