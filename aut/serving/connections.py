@@ -1,9 +1,10 @@
-"""Connections: a client that says nothing, or does not read its answer, is let go.
+"""Connections: a client that says nothing, sends headers or requests without end, or reads no answer, is let go.
 
 In    a connection of uvicorn's
-Out   the same, closed where no headers were whole in time, or where an answer stands still
+Out   the same, closed where no headers were whole in time or in size, or where an answer stands still
 Why   uvicorn's keep-alive timer runs between requests only: before the first one, and while headers drip, nobody
-      counts. An answer lies in memory until it is read; bodies have the Gate's deadline.
+      counts, and its parser keeps headers of any length and all requests of one piece. An
+      answer lies in memory until it is read (gate.py slices and counts it); bodies have the Gate's deadline.
 Price a connection that a pool opens ahead is closed after `HEADERS_S` without a request
 """
 
@@ -15,14 +16,20 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADERS_S = 15.0  # from the connection, or a request's first byte, until its headers are whole
-READ_S = 30.0  # within which a client has read something of what waits for it
+HEAD_BYTES = 1 << 18  # that are no body, at once: headers, trailers, marks of chunks
+PIPELINED = 8  # requests that wait for the answers before them; no common client sends a second
+TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+READ_S = 30.0  # within which a client has read the rest of its answer,
+LEAST = 64  # or so many slices of a longer one: 4 MB
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with two more timers."""
+    """uvicorn's, with two more timers and a count."""
 
     _headers: asyncio.TimerHandle | None = None
     _answer: asyncio.TimerHandle | None = None
+    _head = 0  # bytes since the last of a body
+    _read = 0  # slices since the timer began
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -34,10 +41,26 @@ class Connection(HttpToolsProtocol):
                 timer.cancel()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        self._head += len(data)
+        super().data_received(data)
+        if self._head > HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(TOO_LONG)
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._watch_answer()
+
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED:
+            raise ValueError("too many requests wait for their turn")  # ends the parsing: 400
         super().on_message_begin()
         if self._headers is None:
             self._await_headers()
+        if self._answer and not self.transport.get_write_buffer_size():  # the answer before has been read
+            self._answer.cancel()
+            self._answer = None
 
     def on_headers_complete(self) -> None:
         if self._headers:
@@ -45,20 +68,38 @@ class Connection(HttpToolsProtocol):
             self._headers = None
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._head = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_answer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read += 1
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._answer is None:
-            self._watch_answer()
+        self._watch_answer()
 
     def _await_headers(self) -> None:
         self._headers = self.loop.call_later(HEADERS_S, self.transport.abort)
 
     def _watch_answer(self) -> None:
-        waiting = 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
-        self._answer = self.loop.call_later(READ_S, self._look_again, waiting) if waiting else None
+        if self._answer is None and self.transport.get_write_buffer_size():  # also where it closes after the answer
+            self._read, self._answer = 0, self.loop.call_later(READ_S, self._look_again)
 
-    def _look_again(self, before: int) -> None:
-        if self.transport.get_write_buffer_size() >= before:
+    def _look_again(self) -> None:
+        """More to come: enough was read meanwhile. The last of it: all was."""
+        self._answer = None
+        ended = self.cycle is None or self.cycle.response_complete
+        if self.transport.get_write_buffer_size() and self._read < (1 if ended else LEAST):
             self.transport.abort()
         else:
             self._watch_answer()

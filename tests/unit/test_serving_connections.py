@@ -1,6 +1,7 @@
-"""Connections that say nothing, drip headers, or do not read their answer end; honest ones do not."""
+"""Connections that say nothing, drip headers or send too many, or do not read their answer end; honest ones do not."""
 
 import asyncio
+import socket
 import time
 from contextlib import asynccontextmanager, suppress
 
@@ -9,6 +10,7 @@ import uvicorn
 
 from aut.serving import connections
 from aut.serving.connections import Connection
+from aut.serving.gate import sliced
 
 BIG = 64 << 20  # beyond what the system's own buffers hold
 
@@ -17,14 +19,18 @@ BIG = 64 << 20  # beyond what the system's own buffers hold
 def short(monkeypatch):
     monkeypatch.setattr(connections, "HEADERS_S", 0.3)
     monkeypatch.setattr(connections, "READ_S", 0.3)
+    monkeypatch.setattr(connections, "LEAST", 8)
 
 
 async def app(scope, receive, send):
     if scope["type"] == "http":
-        body = b"x" * (BIG if scope["path"] == "/big" else 2)
+        body = b"x" * {"/big": BIG, "/some": 60_000}.get(scope["path"], 2)
         length = str(len(body)).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
-        await send({"type": "http.response.body", "body": body})
+        while scope["path"] == "/takes" and (await receive()).get("more_body"):
+            pass
+        for part in sliced({"type": "http.response.body", "body": body}):
+            await send(part)
 
 
 @asynccontextmanager
@@ -68,22 +74,120 @@ def test_a_client_that_never_ends_its_headers_is_let_go(said):
     assert asyncio.run(ask()) < 5
 
 
-def test_an_answer_that_nobody_reads_is_dropped():
+@pytest.mark.parametrize(("path", "more"), [("big", ""), ("some", ""), ("some", "Connection: close\r\n")])
+def test_an_answer_that_nobody_reads_is_dropped(path, more):
+    """Also where it has been given away whole, and where the connection is to close after it."""
+
     async def ask():
         async with server() as (port, served):
-            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
-            writer.transport.pause_reading()
-            writer.write(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+            served.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            held = socket.socket()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            held.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(held, ("127.0.0.1", port))
+            held.send(f"GET /{path} HTTP/1.1\r\nHost: a\r\n{more}\r\n".encode())
             while not served.server_state.connections:
                 await asyncio.sleep(0.01)
             took = await gone(served)
-            writer.transport.abort()
+            held.close()
             return took
 
     assert 0.2 < asyncio.run(ask()) < 5
 
 
-def test_one_that_reads_slowly_and_one_that_asks_again_are_served():
+def test_an_answer_that_is_read_a_little_at_a_time_is_dropped(monkeypatch):
+    """Though each look finds that something was read."""
+    monkeypatch.setattr(connections, "READ_S", 0.5)
+
+    async def ask():
+        async with server() as (port, served):
+            held = socket.socket()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            held.connect(("127.0.0.1", port))
+            held.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+            held.setblocking(False)
+            took, started = 0, time.monotonic()
+            while not served.server_state.connections:
+                await asyncio.sleep(0.01)
+            while served.server_state.connections and time.monotonic() < started + 20:
+                with suppress(BlockingIOError):
+                    took += len(held.recv(1 << 16))
+                await asyncio.sleep(0.1)
+            held.close()
+            return took, bool(served.server_state.connections)
+
+    took, open_ = asyncio.run(ask())
+    assert 0 < took < BIG // 2
+    assert not open_
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: ",
+        b"POST /takes HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n",
+    ],
+    ids=["lines", "a value", "trailers"],
+)
+def test_headers_without_end_are_refused_before_they_fill_memory(start):
+    async def ask():
+        async with server() as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(start)
+            sent, line = 0, b"y" * 9_000 if start.endswith(b"X-Long: ") else b"X-A: " + b"b" * 8_000 + b"\r\n"
+            with suppress(OSError):
+                while sent < BIG:
+                    writer.write(line)
+                    await writer.drain()
+                    sent += len(line)
+            with suppress(OSError):
+                assert (await reader.read())[:12] in (b"", b"HTTP/1.1 431")
+            writer.close()
+            return sent
+
+    assert asyncio.run(ask()) < BIG // 4  # the system's own buffers are in it
+
+
+def test_requests_that_come_without_end_are_refused():
+    """Some wait for their turn; a piece of thousands is not taken apart."""
+
+    async def ask(count):
+        async with server() as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * count)
+            answered = 0
+            with suppress(asyncio.IncompleteReadError, ConnectionResetError):
+                while answered < count and (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200"):
+                    assert await reader.readexactly(2) == b"xx"
+                    answered += 1
+            writer.close()
+            return answered
+
+    assert asyncio.run(ask(connections.PIPELINED)) == connections.PIPELINED
+    assert asyncio.run(ask(5_000)) < 50
+
+
+def test_a_long_body_in_short_chunks_is_taken():
+    async def ask():
+        async with server() as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /takes HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(4_000):
+                writer.write(b"40\r\n" + b"z" * 64 + b"\r\n")
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            head = await reader.readuntil(b"xx")
+            writer.close()
+            return head
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 200")
+
+
+def test_one_that_reads_slowly_and_one_that_asks_again_are_served(monkeypatch):
+    """The system's buffers pass some megabytes on at once, and nothing for a while: the window is longer than that."""
+    monkeypatch.setattr(connections, "READ_S", 1.5)
+
     async def ask():
         async with server() as (port, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -94,9 +198,11 @@ def test_one_that_reads_slowly_and_one_that_asks_again_are_served():
             writer.write(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             took = 0
-            while took < BIG:
-                took += len(await reader.read(4 << 20))
-                await asyncio.sleep(0.02)
+            while part := await reader.read(4 << 20):
+                took += len(part)
+                if took == BIG:
+                    break
+                await asyncio.sleep(0.005)
             writer.close()
             return took
 
