@@ -95,56 +95,70 @@ def clips(
     columns_of(path, header, (*mapping.values(), *(where or {}), *(j.left for j in joined)))
     for j in joined:
         yield from j.read()
+    recipe = _Recipe(mapping, constants or {}, formats or {}, templates, label_kind, audio)
 
-    def listed(numbered: tuple[int, Row]) -> Iterator[Clip]:
-        number, row = numbered
+    def listed(at: tuple[int, Row]) -> Iterator[Clip]:
+        number, row = at
         for j in joined:
             row |= j.rows.get(_cell(row, j.left) or "", {})
         if all(_cell(row, c) in _values(v) for c, v in (where or {}).items()):
-            yield _clip(row, number, mapping, constants or {}, formats or {}, templates, label_kind, audio)
+            yield recipe.clip(row, number)
 
     yield from each(file, numbered(_rows(path), 1), listed)
 
 
-def _clip(
-    row: Row,
-    number: int,
-    mapping: Mapping[str, str],
-    constants: Mapping[str, str],
-    formats: Mapping[str, str],
-    templates: Sequence[str] | None,
-    label_kind: str | None,
-    audio: str,
-) -> Clip:
-    cells = {f: v for f, c in mapping.items() if (v := _cell(row, c)) is not None}
-    known = dict(constants) | {f: formats.get(f, "{}").format(v) for f, v in cells.items()}
-    if "uri" not in known:
-        return refused(f"row-{number}", "", "missing", f"row {number} names no file")
-    try:
-        start_s = float(known.get("start_s", 0.0))
-        length_s = float(known["length_s"]) if "length_s" in known else None
-    except ValueError:
-        return refused(f"row-{number}", known["uri"], "bad_cut", f"row {number}: start_s or length_s is no number")
-    cut = f"@{start_s:g}" if start_s or length_s is not None else ""
-    key, text, label = known.get("key", known["uri"] + cut), known.get("text"), known.get("label")
-    origin = known.get("text_origin", "human") if text is not None else "none"
-    if text is None and templates:
-        text, origin = fill(templates, label or "", key), "template"
-    return Clip(
-        key=key,
-        uri=f"{audio}/{known['uri']}" if audio else known["uri"],
-        text=text,
-        text_origin=origin,
-        label=label,
-        split=known.get("split", ""),
-        source_id=known.get("source_id", ""),
-        licence=known.get("licence", ""),
-        start_s=start_s,
-        length_s=length_s,
-        extra={f: known[f] for f in EXTRA if f in known}
-        | ({"label_kind": label_kind} if label_kind else {})
-        | {"row": str(number)},
-    )
+@dataclass(frozen=True)
+class _Recipe:
+    """How a row becomes a clip: the options of `clips`."""
+
+    columns: Mapping[str, str]
+    constants: Mapping[str, str]
+    formats: Mapping[str, str]
+    templates: Sequence[str] | None
+    label_kind: str | None
+    audio: str
+
+    def clip(self, row: Row, number: int) -> Clip:
+        known = self._fields(row)
+        if "uri" not in known:
+            return refused(f"row-{number}", "", "missing", f"row {number} names no file")
+        try:
+            start_s = float(known.get("start_s", 0.0))
+            length_s = float(known["length_s"]) if "length_s" in known else None
+        except ValueError:
+            return refused(f"row-{number}", known["uri"], "bad_cut", f"row {number}: start_s or length_s is no number")
+        cut = f"@{start_s:g}" if start_s or length_s is not None else ""
+        key = known.get("key", known["uri"] + cut)
+        text, origin = self._text(known, key)
+        return Clip(
+            key=key,
+            uri=f"{self.audio}/{known['uri']}" if self.audio else known["uri"],
+            text=text,
+            text_origin=origin,
+            label=known.get("label"),
+            split=known.get("split", ""),
+            source_id=known.get("source_id", ""),
+            licence=known.get("licence", ""),
+            start_s=start_s,
+            length_s=length_s,
+            extra=self._extra(known, number),
+        )
+
+    def _fields(self, row: Row) -> dict[str, str]:
+        cells = {f: v for f, c in self.columns.items() if (v := _cell(row, c)) is not None}
+        return dict(self.constants) | {f: self.formats.get(f, "{}").format(v) for f, v in cells.items()}
+
+    def _text(self, known: Mapping[str, str], key: str) -> tuple[str | None, str]:
+        """(text, its origin)."""
+        if "text" in known:
+            return known["text"], known.get("text_origin", "human")
+        if self.templates:
+            return fill(self.templates, known.get("label") or "", key), "template"
+        return None, "none"
+
+    def _extra(self, known: Mapping[str, str], number: int) -> dict[str, str]:
+        kind = {"label_kind": self.label_kind} if self.label_kind else {}
+        return {f: known[f] for f in EXTRA if f in known} | kind | {"row": str(number)}
 
 
 def _named(header: Sequence[str]) -> dict[str, str]:
