@@ -92,19 +92,23 @@ def clips(
     mapping = dict(columns) if columns is not None else _named(header)
     if "uri" not in mapping:
         raise DataError(f"{path} has no column that names the audio file", "say which in options.columns.uri")
-    columns_of(path, header, (*mapping.values(), *(where or {}), *(j.left for j in joined)))
+    wanted = (*mapping.values(), *(where or {}), *(j.left for j in joined))
+    lacking = set(wanted).difference(header) if path.suffix in JSON else set()  # a key may first come in a later row
+    columns_of(path, [*header, *lacking], wanted)
     for j in joined:
         yield from j.read()
     recipe = _Recipe(mapping, constants or {}, formats or {}, templates, label_kind, audio)
 
     def listed(at: tuple[int, Row]) -> Iterator[Clip]:
         number, row = at
+        lacking.difference_update(row)
         for j in joined:
             row |= j.rows.get(_cell(row, j.left) or "", {})
         if all(_cell(row, c) in _values(v) for c, v in (where or {}).items()):
             yield recipe.clip(row, number)
 
     yield from each(file, numbered(_rows(path), 1), listed)
+    columns_of(path, header, sorted(lacking))
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         with _parquet_file(path) as table:
             return list(table.schema_arrow.names)
-    if path.suffix in JSON:  # keys may come and go: those of the first rows count
+    if path.suffix in JSON:  # of the first rows
         return list(dict.fromkeys(key for row in islice(_rows(path), FIRST) if not isinstance(row, Bad) for key in row))
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         try:

@@ -240,6 +240,15 @@ def test_table_names_file_and_column(tmp_path):
         list(list_clips("table", tmp_path, {"file": "rows.csv", "columns": {"uri": "filename", "label": "colour"}}))
 
 
+def test_a_key_of_json_lines_may_come_late_but_must_come(tmp_path):
+    rows = [{"file": f"{n}.wav"} for n in range(150)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"file": "a.wav", "who": "ann"}]))
+    options = {"file": "x.jsonl", "columns": {"uri": "file", "source_id": "who"}}
+    assert [c.source_id for c in list_clips("table", tmp_path, options)][-1] == "ann"
+    with pytest.raises(DataError, match=r"x\.jsonl has no column 'whom'. its columns are file"):
+        list(list_clips("table", tmp_path, options | {"columns": {"uri": "file", "source_id": "whom"}}))
+
+
 def test_table_filters_and_fills_templates(tmp_path):
     table(tmp_path)
     options = {"file": "rows.csv", "where": {"caption": None}, "templates": ["music with {a_label}"]}
