@@ -1,9 +1,11 @@
 """Resume: a training killed with SIGKILL at random moments, against the same training never killed.
 
-In    a small Whisper on generated noise, one process; kills after random waits, each followed by a new start
-Out   kills (2 quick, 20 full), lost_steps (logged rows missing from or differing in the final record), recomputed_steps
-      (done again after a kill), identical (1: rows, evaluations, ids and weights bit for bit), restore_s (process start
-      to the first step after a resume); without --quick plan_s and restore_19m_s, at position 19M (benchmarks/_far.py)
+In    a small Whisper on generated noise, one process; kills at moments drawn uniformly from the time that the work
+      takes, each followed by a new start
+Out   kills (2 quick, 20 full), kills_writing (of which a checkpoint was left half written), lost_steps (logged rows
+      missing from or differing in the final record), recomputed_steps (done again after a kill), identical (1: rows,
+      evaluations, ids and weights bit for bit), restore_s (process start to the first step after a resume); without
+      --quick plan_s and restore_19m_s, at position 19M (benchmarks/_far.py)
 Why   "nothing lost" is a claim about the record that remains, not about the process that died
 Run   python -m benchmarks.resume [--quick]
 """
@@ -39,33 +41,59 @@ def main() -> None:
         for name in ("whole", "killed"):
             (root / name).mkdir()
         say(f"{steps} steps without a kill")
-        start(root, "whole", steps).wait()
-        figures = killed(root, steps, kills)
+        if start(root, "whole", steps).wait():
+            raise SystemExit("the start without a kill failed")
+        figures = killed(root, steps, kills, ended_s(root / "whole") - began_s(root / "whole"))
         figures |= compare(root, steps)
         if not options.quick:
             figures |= far(options.far or root / "far")
     finish("resume", figures, options.keep, {"machine": machine("torch"), "steps": steps, "checkpoint_every": EVERY})
 
 
-def killed(root: Path, steps: int, kills: int) -> dict[str, float]:
-    """Runs to the end through `kills` kills; a kill comes at a step drawn at random from its share of the steps."""
-    rng = np.random.default_rng(0)
-    restores: list[float] = []
-    for kill in range(kills):
-        at = int(rng.integers(kill * steps // kills + 1, (kill + 1) * steps // kills))
-        process, began, before = start(root, "killed", steps), time.monotonic(), len(done(root))
-        while process.poll() is None and (not done(root)[before:] or done(root)[-1] < at):
-            time.sleep(0.002)
-            if before and len(done(root)) > before and len(restores) < kill:
-                restores.append(time.monotonic() - began)
-        process.kill()
-        process.wait()
-        say(f"kill {kill + 1} of {kills} after step {done(root)[-1]}")
-    if start(root, "killed", steps).wait():
-        raise SystemExit("the last start failed")
-    numbers = done(root)
+def killed(root: Path, steps: int, kills: int, whole_s: float) -> dict[str, float]:
+    """Runs to the end through `kills` kills, at moments drawn uniformly from the `whole_s` that the work takes alone.
+
+    Whatever is under way then is cut: a checkpoint read or half written, a step, an evaluation.
+    """
+    moments_s = np.sort(np.random.default_rng(0).uniform(0.0, whole_s, kills))
+    writing, restores = 0, []
+    for kill, wait_s in enumerate([*np.diff(moments_s, prepend=0.0), None]):
+        before, started_s = done(root), time.time()
+        code = one_start(root, steps, wait_s)
+        new = done(root)[len(before) :]
+        restores += [at_s - started_s for _, at_s in new[:1] if before]
+        if wait_s is None and code:
+            raise SystemExit("the last start failed")
+        if wait_s is not None:
+            cut = bool([*(root / "killed").glob(".step-*")])
+            writing += cut
+            say(f"kill {kill + 1} of {kills} after {len(new)} steps{', a checkpoint half written' * cut}")
+    numbers = [step for step, _ in done(root)]
     recomputed = len(numbers) - len(set(numbers))
-    return {"kills": kills, "recomputed_steps": recomputed, "restore_s": float(np.median(restores))}
+    figures = {"kills": kills, "kills_writing": writing, "recomputed_steps": recomputed}
+    return figures | {"restore_s": float(np.median(restores))}
+
+
+def one_start(root: Path, steps: int, wait_s: float | None) -> int:
+    """Exit code of a start, killed `wait_s` after it began to work, where given."""
+    began = root / "killed/began"
+    began.unlink(missing_ok=True)
+    process = start(root, "killed", steps)
+    if wait_s is not None:
+        while not began.exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(wait_s)
+        process.kill()
+    return process.wait()
+
+
+def began_s(work: Path) -> float:
+    """When the process that is or was at work there had its libraries and began."""
+    return (work / "began").stat().st_mtime
+
+
+def ended_s(work: Path) -> float:
+    return (work / "final.pt").stat().st_mtime
 
 
 def compare(root: Path, steps: int) -> dict[str, float]:
@@ -79,10 +107,11 @@ def compare(root: Path, steps: int) -> dict[str, float]:
     return {"lost_steps": lost, "identical": float(same and records and not lost)}
 
 
-def done(root: Path) -> list[int]:
-    """Steps as they were finished, over all starts."""
+def done(root: Path) -> list[tuple[int, float]]:
+    """Steps as they were finished, over all starts, and when (seconds since 1970)."""
     path = root / "killed" / "steps"
-    return [int(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [(int(step), float(at_s)) for step, at_s in map(str.split, lines)]
 
 
 def start(root: Path, name: str, steps: int) -> subprocess.Popen[bytes]:
@@ -146,10 +175,11 @@ def train(root: Path, name: str, steps: int) -> None:
     def noted(run: Any, state: Any, batch: Any) -> float:
         flops = one_step(run, state, batch)
         with (work / "steps").open("a") as f:
-            f.write(f"{state.step}\n")
+            f.write(f"{state.step} {time.time()}\n")
         return flops
 
     loop._step = noted
+    (work / "began").touch()
     state = execute(job, whisper, case, {"noise": case}, work, Silent())
     record = {"log": state.log, "evals": state.evals, "ids_digest": state.ids_digest, "step": state.step}
     torch.save(record | {"weights": whisper.state_dict()}, work / "final.pt")

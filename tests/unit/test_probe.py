@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,29 @@ def test_stage_writes_what_it_promises_and_the_same_twice(tmp_path: Path) -> Non
     assert one["id"].n_unique() == one.height == 300
     assert read_json(out / "scores.json")["scores"][0]["accuracy"] == score(one)["accuracy"] == report["accuracy"]
     assert set(frame.filter(protocol="paper_gtzan", variant="linear")["seed"]) == {0, 1}
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.metric: dict[str, float] = {}
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        self.metric |= values
+
+
+def test_the_largest_gradient_that_a_fit_left_is_told(tmp_path: Path) -> None:
+    layout, heard = Layout(tmp_path), {tolerance: Heard() for tolerance in (1e-2, 1e-5, 1e-12)}
+    embedded(layout, *blobs())
+    for tolerance, track in heard.items():
+        probe(params_with(tolerance=tolerance, inner_tolerance=tolerance), layout, track, "base", SET)
+    loose, tight, beyond = (track.metric["largest_gradient"] for track in heard.values())
+    assert 1e-5 < loose <= 1e-2
+    assert 0.0 < tight <= 1e-5
+    assert 1e-12 < beyond <= 1e-5  # float32 goes no further, and that is not hidden
+    none = Heard()
+    probe(params_with(sets={SET: ["paper_gtzan"]}, adam=Adam(lr=0.01, batch=32, epochs=1)), layout, none, "base", SET)
+    assert none.metric  # Adam has no gradient to stop at
+    assert "largest_gradient" not in none.metric
 
 
 def test_head_serves_alone(tmp_path: Path) -> None:
