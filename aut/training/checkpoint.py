@@ -100,8 +100,9 @@ def discard(work: Path) -> None:
 
 
 def read_state(folder: Path) -> State:
+    """Another version of aut may have known less or more: its identity is another, and what it knew tells so."""
     values = read_json(folder / "state.json")
-    return State(**{f.name: values[f.name] for f in fields(State)})
+    return State(**{f.name: values[f.name] for f in fields(State) if f.name in values})
 
 
 def newest(work: Path, identity: str, origin: Mapping[str, str] | None = None) -> tuple[Path, State] | None:

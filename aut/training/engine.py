@@ -4,6 +4,8 @@ In    a Captioner, the schedule, the training params; WORLD_SIZE, RANK (torchrun
 Out   gradients of the mean loss over *all* target tokens of the step, whatever the micro-batches and processes
 Why   one process needs plain torch only; several are wrapped by accelerate, in the same code path. accelerate is
       not imported for one process: it costs seconds, and a demo starts many stages. ZeRO is in sharded.py.
+      A micro-batch that does not fit one process is halved in all, where their passes meet nobody; elsewhere the others
+      wait for this one, and all are started again (recall.py). Price: after each pass they ask one another.
 Run   `engine = open_engine(model, schedule, training); engine.start(None)`
 
 AUT_THREADS   torch threads of a CPU process (default OMP_NUM_THREADS, then one a core)

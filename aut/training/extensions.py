@@ -5,13 +5,14 @@ Out   TORCH_EXTENSIONS_DIR, for this process
 Why   torch's lock is a file: a process killed while it compiles leaves it, and every later start waits for ever and
       says nothing. In a folder of our own each process holds a kernel's lock for as long as it lives; the first one
       there knows that nobody compiles, and removes what is left.
-      Price: compiled once more (half a minute) where torch's own folder had it already.
+      Price: compiled once more (half a minute) on each host, though torch's own folder may have had it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import sys
 import time
 from importlib.metadata import version
@@ -38,9 +39,11 @@ def hold_extensions() -> None:
 
 
 def _own() -> Path:
-    """A folder a version: torch tells them apart in its default one only."""
+    """A folder a version, which torch tells apart in its default one only, and a host: hosts that share a home see each
+    other's files, but not each other's locks, and their processors may differ."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / f"aut/extensions/py{sys.version_info.major}{sys.version_info.minor}-torch{version('torch')}"
+    made_by = f"py{sys.version_info.major}{sys.version_info.minor}-torch{version('torch')}"
+    folder = cache / "aut/extensions" / f"{made_by}-{platform.node()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -20,18 +20,16 @@ import errno
 import os
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 from aut.config import Params, Schedule, Training
 from aut.errors import ConfigError
 from aut.guard import grace_s
-from aut.training.recall import AGAIN
+from aut.training.recall import RECALLED
 
 MEET_S = 120  # for all hosts to arrive
 PAUSE_S = 10.0  # before hosts meet again at a port that the first one must have left
@@ -110,19 +108,28 @@ def _run(command: list[str], here: int, hosts: int) -> int:
     """Exit code of the processes, started as often as they ask for it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{grace_s():.0f}"  # its own 30 s may cut a checkpoint short
-    for start in count():
-        code = _started(command, here, hosts, start)
-        if code != AGAIN:
-            break
-        print("the processes are started again, from the last checkpoint", file=sys.stderr, flush=True)  # noqa: T201
-        time.sleep(PAUSE_S if hosts > 1 else 0.0)
-    return code
+    with tempfile.TemporaryDirectory() as folder:
+        start = 0
+        while True:
+            recalled = Path(folder) / str(start)
+            os.environ[RECALLED] = str(recalled)
+            try:
+                code = _started(command, here, hosts, start)
+            except ConfigError:  # the first host went with the store at which they met
+                if not recalled.exists():
+                    raise
+            if not recalled.exists():
+                return code
+            print("the processes are started again, from the last checkpoint", file=sys.stderr, flush=True)  # noqa: T201
+            time.sleep(PAUSE_S if hosts > 1 else 0.0)
+            start += 1
 
 
 def _started(command: list[str], here: int, hosts: int, start: int) -> int:
-    """Exit code of the processes; AGAIN where any of them ended with that."""
+    """Exit code of the processes. SystemExit where this one is told to stop."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     address = _address(hosts)
@@ -133,17 +140,18 @@ def _started(command: list[str], here: int, hosts: int, start: int) -> int:
         run_id=f"aut-{start}",
         rdzv_backend="c10d",
         rdzv_endpoint=address,
-        rdzv_configs={"timeout": MEET_S, "read_timeout": MEET_S // 4},
+        rdzv_configs={"join_timeout": MEET_S, "read_timeout": MEET_S // 4},
         max_restarts=0,
         monitor_interval=0.5,
     )
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
-        return _exit_code([*error.failures.values()])
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as error:
-        return 128 + int(error.sigval)
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        raise SystemExit(128 + int(error.sigval)) from None
+    except (RendezvousError, ConnectionError, RuntimeError, OSError, ValueError) as error:
         if not _meeting(error):
             raise
         raise ConfigError(
@@ -151,14 +159,6 @@ def _started(command: list[str], here: int, hosts: int, start: int) -> int:
             "is the port taken, or a host missing? set AUT_RDZV to a free host:port of the first host",
         ) from None
     return 0
-
-
-def _exit_code(failures: Collection[Any]) -> int:
-    """Of the first that failed, or AGAIN: then the others may have heard of it by a broken connection."""
-    first = min(failures, key=lambda failure: failure.timestamp)
-    if any(failure.exitcode == AGAIN for failure in failures):
-        return AGAIN
-    return int(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
 
 
 def _meeting(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
 """Recall: where one process cannot go on and the others wait for it, all end at once, to be started again together.
 
-In    MASTER_ADDR, MASTER_PORT and the run's id, as torchrun sets them
-Out   exit code AGAIN of every process, on every host; the launcher starts them again (aut/training/launch.py)
+In    MASTER_ADDR, MASTER_PORT and the run's id, as torchrun sets them; AUT_RECALLED, a path that the launcher names
+Out   exit code AGAIN of every process, on every host, and a file at that path: the launcher of each host starts them
+      again (aut/training/launch.py), whatever else it hears of their end
 Why   a process that waits in a collective hears of nothing: NCCL gives up after minutes, and no exception can be
       raised in it from elsewhere. So a thread of each asks the store at which they met, and ends the process.
       Price: one question a second; what the process has not written by then is done again from the last checkpoint.
@@ -14,8 +15,10 @@ import os
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
+RECALLED = "AUT_RECALLED"
 AGAIN = 75  # exit code of a process that is to be started again: EX_TEMPFAIL of sysexits.h
 EVERY_S = 1.0
 LIMIT = timedelta(seconds=30)
@@ -35,10 +38,10 @@ class Recall:
         threading.Thread(target=self._watch, name="recall", daemon=True).start()
 
     def all(self) -> NoReturn:
-        """Ends every process; this one last, for the store may live in it, and ends with those that watch it."""
+        """Ends every process."""
         self._closed.set()
         self._store.set(self._key, "1")
-        time.sleep(2 * EVERY_S)
+        _note()
         raise SystemExit(AGAIN)
 
     def close(self) -> None:
@@ -51,4 +54,12 @@ class Recall:
             except RuntimeError:  # the store is gone, and whoever held it: aut/guard.py sees to that
                 return
             if called:
+                _note()
                 os._exit(AGAIN)  # the main thread may never come back from where it waits
+
+
+def _note() -> None:
+    """Tells the launcher, and gives the others time to ask: the store ends with the first launcher that ends."""
+    if path := os.environ.get(RECALLED):
+        Path(path).touch()
+    time.sleep(2 * EVERY_S)

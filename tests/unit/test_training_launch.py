@@ -19,6 +19,7 @@ from aut.training.job import execute
 from aut.training.plan import Plan
 from tests.unit.test_training_plan import schedule
 from tests.unit.training_case import settings
+from tests.waiting import wait_for
 
 CHILD = """
 import os, pathlib, sys, time
@@ -132,6 +133,38 @@ def test_a_busy_port_is_a_clear_error(monkeypatch):
         monkeypatch.setenv("AUT_RDZV", f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(ConfigError, match="is taken by another program"):
             launch._address(2)
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_come_is_one_sentence(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AUT_RDZV", f"127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(launch, "MEET_S", 4)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1")  # so that it is put back, and the next one
+    monkeypatch.setenv("AUT_RECALLED", "")
+    with pytest.raises(ConfigError, match=r"the processes cannot meet at 127.0.0.1:\d+.*or a host missing"):
+        launch._run([sys.executable, "-c", "pass"], 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signalled", "code"), [(False, 0), (True, 143)])
+def test_recalled_processes_are_started_again_unless_all_were_told_to_stop(tmp_path, signalled, code):
+    """Each start but the third recalls all; where it is told to stop meanwhile, the launcher does."""
+    child = "import os, pathlib, sys, time; from aut.training.recall import AGAIN, RECALLED\n"
+    child += "n = len(list(pathlib.Path(sys.argv[1]).iterdir())); (pathlib.Path(sys.argv[1]) / str(n)).touch()\n"
+    child += "n < 2 and pathlib.Path(os.environ[RECALLED]).touch()\n"
+    child += "time.sleep(60 if len(sys.argv) > 2 else 0); sys.exit(AGAIN if n < 2 else 0)"
+    launcher = LAUNCHER.replace("2, 1", "1, 1")
+    command = [sys.executable, "-c", launcher, child, str(tmp_path), *(["wait"] if signalled else [])]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    if signalled:
+        wait_for(lambda: any(tmp_path.iterdir()))
+        process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == code, said[-2000:]
+    assert len(list(tmp_path.iterdir())) == (1 if signalled else 3)
+    assert said.count("are started again") == (0 if signalled else 2)
 
 
 @pytest.mark.parametrize(("seen", "left"), [("3,4", "3"), ("", ""), (None, "0")])
