@@ -122,6 +122,27 @@ def test_formats_pools_and_layers(version, encoder):
     assert "layer 3" in out["too deep"].json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/v1/embeddings?pool=max", "pool"),
+        ("/v1/embeddings?format=pickle", "format"),
+        ("/v1/embeddings?layer=x", "layer"),
+        ("/v1/embeddings?layer=-1", "layer"),
+        ("/v1/classify?top=0", "top"),
+        ("/v1/classify?top=1e9", "top"),
+        ("/v1/classify?neighbours=-4", "neighbours"),
+    ],
+)
+def test_a_wrong_option_of_the_query_is_told_by_its_name(version, path, reason):
+    async def ask():
+        async with serving(Shelf({"1": version}, "1")) as (client, _):
+            return await client.post(path, content=file_of(sound(0.1)))
+
+    answer = run(ask())
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, reason)
+
+
 def test_a_crowd_of_other_lengths_changes_nothing(version, encoder):
     """Batches form while the model is busy; each answer still is the clip's own, a long one in windows included."""
     lengths = [*np.linspace(0.2, 3.0, 30), 0.05, 33.5]
@@ -273,6 +294,8 @@ def test_models_metrics_openapi_and_page(version):
     paths = out["/openapi.json"].json()["paths"]
     assert "multipart/form-data" in json.dumps(paths["/v1/embeddings"]["post"]["requestBody"])
     assert {"/v1/classify", "/invocations", "/health/ready"} <= set(paths)
+    named = [{o["name"] for o in paths[path]["post"]["parameters"]} for path in ("/v1/embeddings", "/v1/classify")]
+    assert named == [{"pool", "format", "layer"}, {"top", "neighbours"}]
     told = paths["/v1/embeddings"]["post"]["responses"]
     assert {"200", "400", "413", "422", "429", "503", "504"} <= set(told)
     assert {"application/json", "application/x-npy", "application/x-safetensors"} <= set(told["200"]["content"])
