@@ -1,0 +1,92 @@
+"""Keys: what of a fingerprint is looked up, 27 signs in three frames at a time.
+
+In    words of a clip (aut/audio/fingerprint.py)
+Out   keys: the 9 low or the 9 high signs of three frames 128 ms apart, where each starts, and which of its signs are
+      doubtful; `few` chooses those an index keeps, `variants` those a query asks for
+Why   a sound that fills half of the bands, and a noise that fills the other half, leave keys alone. An index need
+      not keep all: keys a frame apart share most of their samples, and the most trusted ones are what a copy still
+      has. So each stretch of a clip gives its most trusted keys first, and a clip of one bark in much silence gives
+      as many as one that is full. What noise turned over is made good by the query, which asks with doubtful signs
+      both ways: that costs time by the query and no memory.
+Price a frame kept costs 4 bytes for each of its keys (aut/audio/postings.py)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aut.audio.fingerprint import BITS
+
+Words = NDArray[np.uint32]
+
+HALF = 9  # signs of a frame in a key: the lower or the upper bands, because noise seldom spares all of them
+HALVES = (0, BITS - HALF)  # first sign of each
+FRAMES = 3  # of a key
+GAP = 4  # hops between its frames
+SPAN = GAP * (FRAMES - 1)
+SIGNS = HALF * FRAMES
+BITS_OF_KEY = SIGNS + 1  # and which half
+MIN_TRUSTED = 6  # of its signs: fewer say too little
+FLIPS = 3  # doubtful signs that a query tries both ways
+STRETCH = 8  # frames, which are served alike before one gets more
+
+
+class Keys(NamedTuple):
+    """Of one clip; equal lengths."""
+
+    key: NDArray[np.uint32]  # below 2 ** BITS_OF_KEY
+    at: NDArray[np.int32]  # its first frame
+    doubtful: NDArray[np.uint32]  # its signs that are not trusted, as a mask
+
+    def taken(self, which: NDArray[np.int64]) -> Keys:
+        return Keys(self.key[which], self.at[which], self.doubtful[which])
+
+
+def keys(words: Words) -> Keys:
+    """Every key that says enough; one that repeats its predecessor is left out, so a steady tone votes once."""
+    low, high = (_of_half(words, half) for half in range(len(HALVES)))
+    return Keys(*(np.concatenate(both) for both in zip(low, high, strict=True)))
+
+
+def _of_half(words: Words, half: int) -> Keys:
+    count = max(len(words) - SPAN, 0)
+    key, trusted = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
+    signs, trusts = words >> np.uint32(HALVES[half]), words >> np.uint32(HALVES[half] + BITS)
+    mask = np.uint32((1 << HALF) - 1)
+    for f in range(0, SPAN + 1, GAP):
+        key = key << np.uint32(HALF) | signs[f : f + count] & mask
+        trusted = trusted << np.uint32(HALF) | trusts[f : f + count] & mask
+    telling: NDArray[np.bool_] = np.bitwise_count(trusted) >= MIN_TRUSTED
+    telling[1:] &= key[1:] != key[:-1]
+    at = np.flatnonzero(telling)
+    doubtful = trusted[at] ^ np.uint32((1 << SIGNS) - 1)
+    return Keys(key[at] | np.uint32(half << SIGNS), at.astype(np.int32), doubtful)
+
+
+def few(found: Keys, frames: int, a_frame: float) -> Keys:
+    """The `a_frame * frames` keys that an index keeps: of each stretch its most trusted, then its next, and so on."""
+    kept = math.ceil(a_frame * frames)
+    if kept >= len(found.key):
+        return found
+    doubts = np.bitwise_count(found.doubtful).astype(np.int64)
+    stretch = found.at.astype(np.int64) // STRETCH << 2 | found.key.astype(np.int64) >> SIGNS
+    order = np.lexsort((found.at, doubts, stretch))
+    first = np.flatnonzero(np.diff(stretch[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    return found.taken(order[np.lexsort((doubts[order], rank))[:kept]])
+
+
+def variants(found: Keys, flips: int = FLIPS) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    """(key, at): every key, and again with its first `flips` doubtful signs the other way, alone and together."""
+    key, left, base = found.key, found.doubtful, np.arange(len(found.key))
+    for _ in range(flips):
+        lowest = left & (~left + np.uint32(1))
+        left = left & ~lowest
+        doubted = lowest[base] != 0
+        key = np.concatenate([key, key[doubted] ^ lowest[base[doubted]]])
+        base = np.concatenate([base, base[doubted]])
+    return key, found.at[base]

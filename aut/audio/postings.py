@@ -1,0 +1,132 @@
+"""Postings: where in the indexed clips each key occurs, and which places a query's keys agree on.
+
+In    the keys of each indexed clip; then the keys of a query
+Out   up to as many places as are asked for, each with the frame of the query that lies there
+Why   all clips lie end to end on one line, so a posting is one number, and a copy is many keys whose place less their
+      frame is nearly one number: its diagonal. Keys are read from the rarest on until BUDGET postings are read: the
+      time of a query does not grow with the commonest of its keys, and those are what tells clips apart least.
+Price 4 bytes a posting, and a table of 32 to 64 bytes a posting that ends at 1 GB
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aut.audio.keys import BITS_OF_KEY, Keys
+
+BUDGET = 32  # postings read for each frame of a query
+MOST = (1 << 16) - 1  # postings of a key: of more, none is rarer than another
+TABLE = 1 << 16  # slots in which diagonals are counted
+PRIME = 65_521  # below it: two diagonals that fall into one slot by chance do not meet again
+CELL = 16  # hops: diagonals closer than this vote together; a copy 2 % off drifts by 3 in five seconds
+LINE = 1 << 32  # places that a posting can name
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Places by key. Key k is in bucket b = `bucket_of(k)`, whose places are `place[start[b] : start[b + 1]]`."""
+
+    start: NDArray[np.uint32] | Int
+    place: NDArray[np.uint32]  # on the line, in `unit` frames
+    first: Int  # [clips + 1]: the frame of the line at which each clip begins, and its end
+    unit: int = 1
+
+    @classmethod
+    def of(cls, clips: Sequence[Keys], frames: Sequence[int]) -> Postings:
+        """Of clips that have so many frames each."""
+        first = laid(frames)
+        bits, unit = bits_of(sum(len(c.key) for c in clips)), unit_of(int(first[-1]))
+        bucket = bucket_of(np.concatenate([np.zeros(0, np.uint32), *(c.key for c in clips)]), bits)
+        at = np.concatenate([np.zeros(0, np.int64), *(c.at + f for c, f in zip(clips, first[:-1], strict=True))])
+        place = (at[np.argsort(bucket, kind="stable")] // unit).astype(np.uint32)
+        return cls(starts(np.bincount(bucket, minlength=1 << bits)), place, first, unit)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.start.nbytes + self.place.nbytes + self.first.nbytes)
+
+    def agreed(self, key: NDArray[np.uint32], at: NDArray[np.int32], frames: int, most: int) -> tuple[Int, Int, Int]:
+        """(clip, frame of the clip, frame of the query), each [up to `most`], most agreed on first.
+
+        `key` and `at` are a query's keys and their frames, `frames` its length.
+        """
+        line, mine = self._read(key, at, BUDGET * frames)
+        chosen = _most_voted(line - mine, most)
+        clip = np.searchsorted(self.first, line[chosen], "right") - 1
+        return clip, line[chosen] - self.first[clip], mine[chosen]
+
+    def _read(self, key: NDArray[np.uint32], at: NDArray[np.int32], budget: int) -> tuple[Int, Int]:
+        """Frame of the line and of the query of up to `budget` postings, from the rarest key on."""
+        bucket = bucket_of(key, (len(self.start) - 1).bit_length() - 1)
+        start = self.start[bucket].astype(np.int64)
+        count = self.start[bucket + 1].astype(np.int64) - start
+        rare = np.argsort(np.minimum(count, MOST).astype(np.uint16), kind="stable")  # 16 bits are sorted by counting
+        rare = rare[: np.searchsorted(np.cumsum(count[rare]), budget, "right")]
+        start, count = start[rare], count[rare]
+        ends = np.cumsum(count)
+        posting = np.repeat(start - ends + count, count) + np.arange(count.sum())
+        return self.place[posting].astype(np.int64) * self.unit, np.repeat(at[rare].astype(np.int64), count)
+
+
+def laid(frames: Sequence[int] | Int) -> Int:
+    """[clips + 1]: where on the line clips of so many frames begin, and where the last ends.
+
+    Clips cut from one recording, one after the other, would lie on one diagonal as it does; gaps that no two
+    neighbours share part them.
+    """
+    gap = CELL * (2 + np.arange(len(frames)) % 4)
+    return np.concatenate([[0], np.cumsum(np.asarray(frames, np.int64) + gap)])
+
+
+def unit_of(frames: int) -> int:
+    """The smallest power of two in which a line of so many frames has no more than `LINE` places."""
+    return 1 << max(0, (max(frames, 1) - 1).bit_length() - LINE.bit_length() + 1)
+
+
+def bits_of(postings: int) -> int:
+    """Buckets for so many postings, as a power of two: eight a posting, so that keys seldom share one."""
+    return min(max(postings.bit_length() + 3, 16), BITS_OF_KEY)
+
+
+def bucket_of(key: NDArray[np.uint32], bits: int) -> Int:
+    """Knuth's multiplicative hash (The Art of Computer Programming 3, 6.4): neighbours part."""
+    return (key * np.uint32(2654435761) >> np.uint32(32 - bits)).astype(np.int64)
+
+
+def starts(count: NDArray[np.int64]) -> NDArray[np.uint32] | NDArray[np.int64]:
+    """Of each bucket and the end of the last, as narrow as they fit."""
+    ends = np.concatenate([[0], np.cumsum(count)])
+    return ends.astype(np.uint32) if ends[-1] < LINE else ends
+
+
+def _most_voted(diagonal: Int, most: int) -> Int:
+    """A posting of each of the `most` diagonals that have the most; lone ones, from the rarest key on, fill up.
+
+    Most postings are alone on their diagonal, and only the others are worth a sort.
+    """
+    cell = diagonal // CELL
+    crowded = _has_company(cell & TABLE - 1)
+    some = np.flatnonzero(crowded)
+    some = some[_has_company(cell[some] % PRIME)]
+    order = some[np.argsort(diagonal[some], kind="stable")]
+    here = np.arange(len(order))
+    votes = np.searchsorted(diagonal[order], diagonal[order] + CELL) - here
+    middle = order[here + votes // 2]  # a stray before many belongs to their cell
+    best = np.lexsort((-votes, cell[middle]))
+    best = best[np.flatnonzero(np.diff(cell[middle[best]], prepend=np.iinfo(np.int64).min))]
+    best = best[votes[best] > 1]
+    best = best[np.argsort(-votes[best], kind="stable")[:most]]
+    return np.concatenate([middle[best], np.flatnonzero(~crowded)[: most - len(best)]])
+
+
+def _has_company(slot: Int) -> NDArray[np.bool_]:
+    """Whether another has the same slot or one beside it."""
+    count = np.bincount(slot, minlength=TABLE + 1)  # one more, so that slot -1 is never counted
+    found: NDArray[np.bool_] = count[slot] + count[slot - 1] + count[slot + 1] > 1
+    return found
