@@ -68,7 +68,8 @@ class Batcher:
         self.waiting_s = 0.0
         self._arrived = asyncio.Event()
         self._threads = ThreadPoolExecutor(limits.workers, "aut-model")
-        self._idle = asyncio.Semaphore(limits.workers)
+        self._idle = limits.workers
+        self._ended = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -102,9 +103,13 @@ class Batcher:
             for job in jobs:
                 job.future.cancel()
 
-    def take(self, now: float) -> list[Job]:
-        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out."""
+    def take(self, now: float, idle: int = 1) -> list[Job]:
+        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out.
+
+        Where clips are packed, `idle` workers share what waits: two passes of one clip end before one of two.
+        """
         first: Job | None = None
+        share = min(self.limits.batch_clips, math.ceil(len(self.waiting) / idle))
         batch: list[Job] = []
         kept: deque[Job] = deque()
         longest = total = 0.0
@@ -113,7 +118,7 @@ class Batcher:
                 self._drop(job)
                 continue
             first = first or job
-            fits = len(batch) < self.limits.batch_clips
+            fits = len(batch) < (share if job.key[2] is None else self.limits.batch_clips)
             padded_s = max(longest, job.seconds) * (len(batch) + 1)
             cost_s = total + job.seconds if job.key[2] is None else padded_s
             fits = fits and cost_s <= self.limits.batch_s
@@ -140,11 +145,13 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 await asyncio.sleep(self.limits.linger_s)
-            await self._idle.acquire()
-            batch = self.take(loop.time())
+            while not self._idle:
+                self._ended.clear()
+                await self._ended.wait()
+            batch = self.take(loop.time(), self._idle)
             if not batch:
-                self._idle.release()
                 continue
+            self._idle -= 1
             task = loop.create_task(self._compute(batch))
             self._running.add(task)  # the loop itself keeps tasks weakly
             task.add_done_callback(self._running.discard)
@@ -159,7 +166,8 @@ class Batcher:
             )
         except Exception as error:
             results = [error] * len(batch)
-        self._idle.release()
+        self._idle += 1
+        self._ended.set()
         took = time.monotonic() - started
         self.slots.computed(len(batch), took / self.limits.workers)
         self.batched(len(batch), sum(job.seconds for job in batch), took)

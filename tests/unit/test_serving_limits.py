@@ -549,6 +549,30 @@ def test_packed_batches_keep_the_order_they_came_in():
     assert asyncio.run(ask()) == [[9.0, 0.5, 8.0, 1.0], [7.0, 1.0, 1.0, 1.0], [30.0], [1.0, 1.0]]
 
 
+@pytest.mark.parametrize(("packed", "taken"), [(True, [2, 1]), (False, [3, 0])])
+def test_idle_workers_share_packed_clips_and_a_padded_batch_stays_whole(packed, taken):
+    async def ask():
+        batcher = Batcher(Limits(), Slots(Limits()))
+        jobs(asyncio.get_running_loop(), batcher, [1.0, 1.0, 1.0], packed=packed)
+        return [len(batcher.take(0.0, idle)) for idle in (2, 1)]
+
+    assert asyncio.run(ask()) == taken
+
+
+def test_two_clips_that_come_together_are_computed_by_two_workers(version):
+    """A worker that has one waits for the other, which only a second worker can have."""
+    met = threading.Barrier(2, timeout=20)
+
+    def run(served, ask, clips):
+        assert len(clips) == 1
+        met.wait()
+        return slow(0)(served, ask, clips)
+
+    both = json.dumps({"input": 2 * [base64.b64encode(file_of(sound(0.2))).decode()]}).encode()
+    (answer,) = post(version, both, run=run, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+
+
 def test_a_model_that_fails_is_a_500_without_details_and_the_next_request_is_answered(version):
     fail = [True]
 
