@@ -169,8 +169,9 @@ class Batcher:
         self._idle += 1
         self._ended.set()
         took = time.monotonic() - started
-        self.slots.computed(len(batch), took / self.limits.workers)
-        self.batched(len(batch), sum(job.seconds for job in batch), took)
+        seconds = sum(job.seconds for job in batch)
+        self.slots.computed(seconds, took / self.limits.workers)
+        self.batched(len(batch), seconds, took)
         for job, result in zip(batch, results, strict=True):
             if job.future.done():
                 continue

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -66,13 +66,15 @@ class Slots:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.clips = self.bytes = self.answers = 0
-        self.pace_s = 0.0  # seconds of computing a clip, a moving average
+        self.pace = 0.0  # seconds of computing a second of audio, a moving average
+        self._usual_s = 0.0  # of a clip, likewise: what one counts that is not decoded yet
+        self._decoded, self._decoded_s = 0, 0.0  # clips of those admitted whose length is known
         self._came = 0
         self._alone: deque[float] = deque(maxlen=200)  # seconds of requests that met nobody
         self._patience_s = UNMEASURED_S
 
     def wait_s(self) -> float:
-        return self.clips * self.pace_s
+        return self.pace * (self._decoded_s + (self.clips - self._decoded) * self._usual_s)
 
     @property
     def budget_s(self) -> float:
@@ -103,6 +105,19 @@ class Slots:
                 self._patience_s = PATIENCE * float(np.quantile(self._alone, 0.99))
         finally:
             self.clips -= clips
+
+    @contextmanager
+    def lasting(self, seconds: Sequence[float]) -> Iterator[None]:
+        """Clips that are held already, now that they are decoded: a newcomer waits longer for long ones."""
+        for clip_s in seconds:
+            self._usual_s = _moved(self._usual_s, clip_s, 0.05)
+        clips, total = len(seconds), sum(seconds)
+        self._decoded, self._decoded_s = self._decoded + clips, self._decoded_s + total
+        try:
+            yield
+        finally:
+            self._decoded -= clips
+            self._decoded_s = self._decoded_s - total if self._decoded else 0.0  # sums of floats drift
 
     def busy_until(self, work: Future[Any]) -> None:
         """A slot for work that goes on after its request was answered, until it ends."""
@@ -141,6 +156,9 @@ class Slots:
             raise Refused(429, "busy", "answers that others have not read yet fill the memory: try again later", 1.0)
         self.answers += count
 
-    def computed(self, clips: int, took_s: float) -> None:
-        new = took_s / clips
-        self.pace_s = new if not self.pace_s else 0.8 * self.pace_s + 0.2 * new
+    def computed(self, seconds: float, took_s: float) -> None:
+        self.pace = _moved(self.pace, took_s / max(seconds, 0.1), 0.2)
+
+
+def _moved(average: float, new: float, weight: float) -> float:
+    return (1 - weight) * average + weight * new if average else new

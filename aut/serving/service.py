@@ -101,7 +101,8 @@ class Service:
                     clips, seconds = await self._decoded(files, served.encoder.rate_hz)
                 if check:
                     check(served, seconds)
-                results = await self.batcher.submit(clips, ask, served, deadline)
+                with self.slots.lasting(seconds):
+                    results = await self.batcher.submit(clips, ask, served, deadline)
         return Answered(served, results, seconds)
 
     async def heard(self, files: list[bytes], deadline: float) -> dict[str, Any]:

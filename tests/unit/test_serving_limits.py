@@ -378,7 +378,9 @@ def test_a_full_server_says_429_at_once_and_recovers(version):
 
 def test_who_would_wait_over_the_budget_is_refused(version):
     slots = Slots(Limits(budget_s=0.5, free=2))
-    slots.computed(1, 0.2)
+    slots.computed(1.0, 0.2)
+    with slots.lasting([1.0]):
+        pass
     with slots.hold(2), slots.hold(1):
         with pytest.raises(Refused) as caught:
             slots.check()
@@ -396,8 +398,23 @@ def test_a_measured_budget_follows_what_a_request_takes_alone():
     with slots.hold(1), slots.hold(1):  # neither was alone
         time.sleep(0.05)
     assert slots.budget_s == measured
-    slots.computed(1, 10 * measured)
-    with slots.hold(1), pytest.raises(Refused):
+    slots.computed(1.0, 10 * measured)
+    with slots.hold(1), slots.lasting([1.0]), pytest.raises(Refused):
+        slots.check()
+
+
+def test_a_newcomer_is_refused_who_would_wait_for_long_clips():
+    slots = Slots(Limits(budget_s=0.5, free=1))
+    for _ in range(20):
+        slots.computed(5.0, 0.05)
+        with slots.hold(4), slots.lasting([5.0] * 4):
+            slots.check()
+    with slots.hold(2):
+        with slots.lasting([300.0, 5.0]):
+            assert slots.wait_s() == pytest.approx(3.05)
+            with pytest.raises(Refused):
+                slots.check()
+        assert slots.wait_s() < 0.5  # one long clip does not make all that come look long
         slots.check()
 
 
