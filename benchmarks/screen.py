@@ -4,7 +4,7 @@ In    real recordings (--audio FOLDER or AUT_TEST_AUDIO: folders with <folder>.c
 Out   recall_<change> (percent of copies of clips of 3 s and more that the gates content and acoustic tie to their
       original, the whole collection indexed; recall_identical_acoustic without the content gate), false_pair_rate
       (share of pairs of distinct recordings, each an ordered query, that it flags), realtime_x (decode and
-      fingerprint, one core), lookup_ms and lookup_recall_<change> (among 20M clips, --quick 300,000, all but the real
+      fingerprint, one core), lookup_ms and lookup_recall_<change> (among 20M clips, --quick 150,000, all but the real
       ones made up: _crowd.py; a quarter of the keys is indexed there, and all of them where the screen indexes probes)
       held_out: the threshold that one half of the clips would choose, and what it gives on the other half
 Why   the peers see the same copies: Shazam-style landmarks (peers/landmarks.py), chromaprint where its library is
@@ -325,7 +325,7 @@ def main() -> None:
     asked = range(len(recordings)) if not args.quick else range(0, len(recordings), 8)
     distinct = strangers(recordings, asked, find)
     told = [(recordings[i], recordings[j]) for i, j, score in distinct.found if score >= THRESHOLD]
-    clips = 300_000 if args.quick else 20_000_000
+    clips = 150_000 if args.quick else 20_000_000
     say(f"ours, among {clips:,} clips")
     among = lookup(recordings, chosen, clips)
     figures = {f"recall_{k}": v for k, v in found.items()} | {

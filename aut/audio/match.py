@@ -123,8 +123,7 @@ def _agreement(mine: Profile, theirs: Profile, first: float, rate: float, k: flo
         low, high = int(first) + start, int(first) + stop - 1
         rows = slice(low, high + 1)
     else:
-        rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64)
-        rows = rows.clip(0, len(theirs.moves) - 1)
+        rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64)  # start and stop keep them inside
         low, high = int(rows[0]), int(rows[-1])
     c = float(np.vdot(mine.moves[start:stop], theirs.moves[rows]))
     energy = (mine.energy.item(stop) - mine.energy.item(start)) * (

@@ -20,8 +20,8 @@ from aut.audio.keys import BITS_OF_KEY, Keys
 
 BUDGET = 32  # postings read for each frame of a query
 MOST = (1 << 16) - 1  # postings of a key: of more, none is rarer than another
-TABLE = 1 << 16  # slots in which diagonals are counted
-PRIME = 65_521  # below it: two diagonals that fall into one slot by chance do not meet again
+TABLE = 1 << 17  # slots in which diagonals are counted
+PRIME = 131_071  # below it: two diagonals that fall into one slot by chance do not meet again
 CELL = 16  # hops: diagonals closer than this vote together; a copy 2 % off drifts by 3 in five seconds
 LINE = 1 << 32  # places that a posting can name
 
