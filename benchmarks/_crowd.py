@@ -1,7 +1,8 @@
 """Crowd: an index in which real clips lie among millions that are made up.
 
 In    fingerprints of real clips, how many clips there should be
-Out   an `Index` of that many: the real ones, and others with as many keys as they, from keys like theirs
+Out   an `Index` of that many, with all that it holds: the real ones, and others with as many keys as they, from keys
+      like theirs, each with words of its own, which are those of a real clip
 Why   nobody has 20M recordings at hand, and what a look-up costs, and whether a copy still stands out, depends on
       how often each of its keys occurs elsewhere. Keys drawn evenly would be far too rare: real sounds are alike.
       So a made-up key is a real one, of whose doubtful signs some were drawn anew and of which, now and then, one sign
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aut.audio.keys import SIGNS, Keys, Words, few, keys, variants
-from aut.audio.match import Index, Profile
+from aut.audio.match import STEP, Index
 from aut.audio.postings import Postings, bits_of, bucket_of, laid, starts, unit_of
 from benchmarks._common import say
 
@@ -29,7 +30,7 @@ U32 = NDArray[np.uint32]
 
 
 class Crowd(Index):
-    """Clip `len(real) + c` stands for made-up clips, and is proved against the profile of real clip c.
+    """Clip c has the words of real clip `c % len(real)`; from `len(real)` on it is made up.
 
     `like` are the real clips of whose keys others are made up: none that is asked for, or its own keys, which in
     truth are its alone, would be among the commonest.
@@ -40,7 +41,6 @@ class Crowd(Index):
         kept = [few(keys(words), len(words), a_frame) for words in real]
         self.real, self.clips = len(real), clips
         self.like = [few(keys(words), len(words), a_frame) for words in like]
-        self.profiles = 2 * [Profile.of(words) for words in real]
         frames = [len(words) for words in real]
         line = laid(np.resize(frames, clips))
         key = np.concatenate([k.key for k in kept])
@@ -58,12 +58,9 @@ class Crowd(Index):
         at = np.concatenate([k.at + first for k, first in zip(kept, line, strict=False)])
         place[start[bucket[order]].astype(np.int64) + rank] = at[order] // unit  # ahead of the others in its bucket
         self.postings = Postings(start, place, line, unit)
-
-    def candidates(self, words: Words) -> list[tuple[int, int, int]]:
-        return [
-            (clip if clip < self.real else self.real + clip % self.real, at, frame)
-            for clip, at, frame in super().candidates(words)
-        ]
+        stepped = [words[::STEP] for words in real]
+        self.first = np.concatenate([[0], np.cumsum(np.resize([len(w) for w in stepped], clips))])
+        self.words = np.resize(np.concatenate(stepped), int(self.first[-1]))  # each clip's lie at a place of their own
 
     def met(self, queries: Sequence[Words]) -> tuple[float, float]:
         """Postings of the keys of a query, a frame: (in the crowd, expected of as many clips like the real ones)."""

@@ -33,10 +33,9 @@ BLOCK = 256  # frames transformed at once: bounds memory at 4 MB
 
 def trits(words: NDArray[np.uint32]) -> NDArray[np.int8]:
     """[frames, 16]: +1 or -1 where a sign is trusted, 0 where not."""
-    shift = np.arange(BITS, dtype=np.uint32)
-    sign = (words[:, None] >> shift & 1).astype(np.int8)
-    trusted = (words[:, None] >> (shift + BITS) & 1).astype(np.int8)
-    return (2 * sign - 1) * trusted
+    bits = np.unpackbits(np.ascontiguousarray(words, "<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+    signs, trusted = bits[:, :BITS].view(np.int8), bits[:, BITS:].view(np.int8)
+    return (2 * signs - 1) * trusted
 
 
 def fingerprint(pcm_T: NDArray[np.float32]) -> NDArray[np.uint32]:

@@ -5,7 +5,8 @@ Out   for each clip of the stream the indexed clips it shares sound with, a scor
 Why   equal keys (aut/audio/keys.py) vote for a place (aut/audio/postings.py), and the best few are compared trit by
       trit at three playing speeds. The mean of each band's trits is taken away first: two different notes of one
       pitch decay alike, a copy also wavers alike.
-Price an indexed second holds 31 words, and 62 keys at most; memory grows with the indexed side only.
+      Only every second word of an indexed clip is kept: neighbours share seven eighths of their samples.
+Price an indexed second holds 16 words of 4 bytes, and 62 keys at most; memory grows with the indexed side only.
 Run   python -m benchmarks.screen --quick
 """
 
@@ -27,11 +28,15 @@ EVERY = 2.0  # keys a frame: its low and its high half
 FEW = 0.5  # keys a frame, for an index of many millions of clips
 CANDIDATES = 12  # proved for each clip of the stream, or one a second where it is longer: it may hold that many others
 OTHER_RATES = (0.98, 1.02)  # playing speeds tried beside the normal one
-GIVE_UP = 0.08  # as voted for, at normal speed: a chance vote scores less, a copy 2 % off still 0.1
+GIVE_UP = 0.08  # as voted for, at normal speed: 19 in 20 chance votes score less, a copy 2 % off still 0.1
 SURE = 0.6  # as voted for: a copy at another speed scores less, so none is tried
 COARSE = (-2, 2)  # hops around the place voted for
 FINE = (-1, 1)  # hops around the best of these
+STEP = 2  # hops from one indexed word to the next
 STEADY = 0.4  # share of each band's mean trit that is taken away; the rest still tells two steady notes apart
+
+Place = tuple[int, int, int]
+"""(indexed clip, frame of the asked clip, frame of the indexed clip) that keys agree on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,59 +54,83 @@ def proved(words: Words) -> int:
 
 
 class Index:
-    """The indexed clips: postings, and their trits for the proof. `a_frame` keys of each frame are kept, at most 2."""
+    """The indexed clips: postings, and the words of the proof. `a_frame` keys of each frame are kept, at most 2."""
 
     def __init__(self, clips: Sequence[Words], a_frame: float = EVERY) -> None:
         self.postings = Postings.of([few(keys(w), len(w), a_frame) for w in clips], [len(w) for w in clips])
-        self.profiles = [Profile.of(words) for words in clips]
+        kept = [w[::STEP] for w in clips]
+        self.words = np.concatenate([np.zeros(0, np.uint32), *kept])
+        self.first = np.concatenate([[0], np.cumsum([len(w) for w in kept], dtype=np.int64)])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all that a look-up reads."""
+        return int(self.postings.nbytes + self.words.nbytes + self.first.nbytes)
 
     def matches(self, words: Words, threshold: float, min_match_s: float) -> list[Match]:
         """Indexed clips whose score with `words` reaches `threshold`, best first, each once."""
-        found = self.candidates(words)
-        mine = Profile.of(words if found else words[:0])
+        found = self._promising(words, self.candidates(words), min_match_s)
+        mine = moves(words if found else words[:0])
         best: dict[int, Match] = {}
         for probe, at, frame in found:
-            score, offset = proof(mine, self.profiles[probe], at, frame, min_match_s)
+            score, offset = proof(mine, moves(self.kept(probe)), at, frame, min_match_s)
             if score >= threshold and (probe not in best or score > best[probe].score):
                 best[probe] = Match(probe, round(score, 4), round(offset * HOP_S, 3))
         return sorted(best.values(), key=lambda m: (-m.score, m.probe))
 
-    def candidates(self, words: Words) -> list[tuple[int, int, int]]:
-        """(indexed clip, frame of `words`, frame of the indexed clip), most agreed on first."""
+    def kept(self, clip: int) -> Words:
+        """Each STEP-th word of an indexed clip."""
+        return self.words[self.first.item(clip) : self.first.item(clip + 1)]
+
+    def candidates(self, words: Words) -> list[Place]:
+        """Most agreed on first."""
         key, at = variants(keys(words))
         clip, frame, mine = self.postings.agreed(key, at, len(words), proved(words))
         return list(zip(clip.tolist(), mine.tolist(), frame.tolist(), strict=True))
 
+    def _promising(self, words: Words, found: list[Place], min_match_s: float) -> list[Place]:
+        """Those whose words agree where they lie. Trits are counted in all at once: most are there by chance."""
+        lying, own, kept, count = [], [], [], []
+        for place in found:
+            probe, at, frame = place
+            theirs = self.kept(probe)
+            start, stop = _overlap(len(words), len(theirs), frame - at, 1.0)
+            if stop > start:
+                lying.append(place)
+                own.append(words[STEP * start - frame + at :: STEP][: stop - start])
+                kept.append(theirs[start:stop])
+                count.append(stop - start)
+        if not lying:
+            return []
+        own_N, kept_N, first = np.concatenate(own), np.concatenate(kept), np.cumsum([0, *count[:-1]])
+        own_trusted, trusted = own_N >> np.uint32(BITS), kept_N >> np.uint32(BITS)
+        both = own_trusted & trusted
+        apart = (own_N ^ kept_N) & both
+        c, d, e, f = (
+            np.add.reduceat(np.bitwise_count(w), first, dtype=np.int64) for w in (both, apart, own_trusted, trusted)
+        )
+        score = _score(c - 2 * d, np.maximum(e * f, 1), min_match_s)
+        return [place for place, s in zip(lying, score.tolist(), strict=True) if s >= GIVE_UP]
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Trits of a clip less most of their mean, and the running sum of their squares."""
 
-    moves: NDArray[np.float32]  # [frames, 16]
-    energy: NDArray[np.float64]  # [frames + 1]
-
-    @classmethod
-    def of(cls, words: Words) -> Profile:
-        values = trits(words).astype(np.float32)
-        heard = (words != 0)[:, None]
-        mean = values.sum(axis=0) / max(int(heard.sum()), 1)
-        values -= STEADY * mean * heard
-        energy = np.zeros(len(values) + 1)
-        np.cumsum(np.einsum("fb,fb->f", values, values), out=energy[1:])
-        return cls(values, energy)
+def moves(words: Words) -> NDArray[np.float32]:
+    """[words, 16]: trits less most of their mean."""
+    values = trits(words).astype(np.float32)
+    heard = (words != 0).astype(np.float32)
+    values -= (STEADY / max(float(heard.sum()), 1.0) * values.sum(axis=0)) * heard[:, None]
+    return values
 
 
-def proof(mine: Profile, theirs: Profile, at: int, frame: int, min_match_s: float) -> tuple[float, float]:
+def proof(
+    mine: NDArray[np.float32], theirs: NDArray[np.float32], at: int, frame: int, min_match_s: float
+) -> tuple[float, float]:
     """Best score and offset (in hops) of two clips aligned at frame `at` of mine and `frame` of theirs.
 
-    score = c / sqrt(g (g + k)): c sums the products of aligned trits, g is the geometric mean of their energies
-    over the overlap, k what `min_match_s` of full trust would give. So a long match scores its agreement, and
-    one as short as `min_match_s` 0.71 of it.
+    `mine` are the moves of all frames, `theirs` of each STEP-th.
     """
-    k = min_match_s / HOP_S * BITS
 
     def tried(rate: float, shift: int) -> tuple[float, float, float, int]:
-        return *_agreement(mine, theirs, frame + shift - at * rate, rate, k), rate, shift
+        return *_agreement(mine, theirs, frame + shift - at * rate, rate, min_match_s), rate, shift
 
     best = tried(1.0, 0)
     if best[0] < GIVE_UP:
@@ -112,22 +141,31 @@ def proof(mine: Profile, theirs: Profile, at: int, frame: int, min_match_s: floa
     return max([best, *(tried(rate, shift + s) for s in FINE)], key=lambda found: found[0])[:2]
 
 
-def _agreement(mine: Profile, theirs: Profile, first: float, rate: float, k: float) -> tuple[float, float]:
+def _agreement(
+    mine: NDArray[np.float32], theirs: NDArray[np.float32], first: float, rate: float, min_match_s: float
+) -> tuple[float, float]:
     """(score, first): frame i of mine against frame `first + rate * i` of theirs."""
-    start = max(0, math.ceil(-first / rate))
-    stop = min(len(mine.moves), int((len(theirs.moves) - 1 - first) // rate) + 1)
+    start, stop = _overlap(len(mine), len(theirs), first, rate)
     if stop <= start:
         return 0.0, first
-    rows: Any
-    if rate == 1.0:  # whole frames, and a view of theirs: nine in ten calls
-        low, high = int(first) + start, int(first) + stop - 1
-        rows = slice(low, high + 1)
+    kept = theirs[start:stop]
+    if rate == 1.0:  # whole frames, and a view of mine: nine in ten calls
+        own = np.ascontiguousarray(mine[STEP * start - int(first) :: STEP][: stop - start])
     else:
-        rows = np.rint(first + np.arange(start, stop) * rate).astype(np.int64)  # start and stop keep them inside
-        low, high = int(rows[0]), int(rows[-1])
-    c = float(np.vdot(mine.moves[start:stop], theirs.moves[rows]))
-    energy = (mine.energy.item(stop) - mine.energy.item(start)) * (
-        theirs.energy.item(high + 1) - theirs.energy.item(low)
-    )
-    g = max(energy, 1.0) ** 0.5
-    return min(max(c / (g * (g + k)) ** 0.5, 0.0), 1.0), first
+        own = mine[np.rint((np.arange(STEP * start, STEP * stop, STEP) - first) / rate).astype(np.int64)]
+    energies = float(np.vdot(own, own)) * float(np.vdot(kept, kept))
+    score: float = _score(float(np.vdot(own, kept)), max(energies, 1.0), min_match_s)
+    return min(max(score, 0.0), 1.0), first
+
+
+def _overlap(frames: int, kept: int, first: float, rate: float) -> tuple[int, int]:
+    """The words of theirs, from and to, that frames of mine lie on: frame i on frame `first + rate * i` of theirs."""
+    return max(0, math.ceil(first / STEP)), min(kept, int((first + rate * (frames - 1)) // STEP) + 1)
+
+
+def _score(c: Any, energies: Any, min_match_s: float) -> Any:
+    """c / sqrt(g (g + k)): c sums the products of aligned trits, g is the geometric mean of their energies over
+    the overlap, k what `min_match_s` of full trust would give. So a long match scores its agreement, and one as short
+    as `min_match_s` 0.71 of it."""
+    g = energies**0.5
+    return c / (g * (g + min_match_s / HOP_S * BITS / STEP)) ** 0.5

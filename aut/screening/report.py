@@ -94,28 +94,61 @@ caption { text-align: left; color: var(--faint); padding: .3rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; } thead th { color: var(--faint); }
 a { color: inherit; overflow-wrap: anywhere; } input { width: 30rem; max-width: 100%; font: inherit; }
+button { font: inherit; color: inherit; background: none; border: 0; padding: 0; text-decoration: underline;
+  text-align: left; overflow-wrap: anywhere; cursor: pointer; } button:disabled { text-decoration: none; cursor: auto; }
 audio { display: block; width: 15rem; height: 2rem; } .note { color: var(--faint); }
 """
 
 _SCRIPT = """
-const box = document.getElementById('root');
+const box = document.getElementById('root'), picker = document.getElementById('tar'), told = document.getElementById('told');
+const tars = new Map();  // path -> File, where the reader chose it
 document.querySelector('.where').hidden = false;
-const links = [...document.querySelectorAll('a[data-path]')];
+const links = [...document.querySelectorAll('a[data-path]')], members = [...document.querySelectorAll('button[data-tar]')];
+const root = () => box.value.trim().replace(/\\/+$/, '');
+const at = path => (root() ? (/^[a-z]+:/i.test(root()) ? '' : 'file://') + root() + '/' : '') + path;
 function point() {
-  const root = box.value.trim().replace(/\\/+$/, '');
-  for (const a of links) {
-    a.href = (root ? (/^[a-z]+:/i.test(root) ? '' : 'file://') + root + '/' : '') + a.dataset.path;
-    a.parentNode.querySelector('audio')?.remove();
+  for (const a of links) a.href = at(a.dataset.path);
+  for (const made of document.querySelectorAll('td audio')) made.remove();
+}
+function play(beside, src) {
+  if (beside.parentNode.querySelector('audio')) return;
+  beside.after(Object.assign(document.createElement('audio'), {controls: true, autoplay: true, src}));
+}
+function say(text) { told.textContent = text; }
+async function member(button) {
+  const {tar, from, size, time} = button.dataset, start = Number(from), stop = start + Number(size);
+  let blob;
+  if (tars.has(tar)) {
+    blob = tars.get(tar).slice(start, stop);
+  } else if (/^https?:/i.test(root())) {
+    const answer = await fetch(at(tar), {headers: {Range: `bytes=${start}-${stop - 1}`}});
+    if (!answer.ok) throw new Error(`${at(tar)} answers ${answer.status}`);
+    blob = await answer.blob();
+    if (answer.status !== 206) blob = blob.slice(start, stop);
+  } else {  // a page may not read a folder by itself
+    say(`Choose ${decodeURIComponent(tar)} to hear its clips.`);
+    picker.onchange = () => {
+      if (!picker.files.length) return;
+      tars.set(tar, picker.files[0]);
+      picker.value = '';
+      say('');
+      member(button);
+    };
+    picker.click();
+    return;
   }
+  play(button, URL.createObjectURL(blob) + time);
 }
 box.addEventListener('change', point);
 for (const a of links) a.addEventListener('click', event => {
-  if (!box.value.trim()) return;
+  if (!root()) return;
   event.preventDefault();
-  if (a.parentNode.querySelector('audio')) return;
-  const audio = Object.assign(document.createElement('audio'), {controls: true, autoplay: true, src: a.href});
-  a.after(audio);
+  play(a, a.href);
 });
+for (const button of members) {
+  button.disabled = false;
+  button.addEventListener('click', () => { say(''); member(button).catch(error => say(`Not to be had: ${error.message}`)); });
+}
 """
 
 
@@ -205,7 +238,9 @@ def _listen() -> str:
     return (
         "<h2>Listen</h2><p>Paths are relative to the folder of the corpora (AUT_DATA). "
         "<label class='where' hidden>Where it lies here, as a folder or an address: "
-        "<input id='root' placeholder='/data/corpora'></label></p>"
+        "<input id='root' placeholder='/data/corpora'></label> A clip in a tar is read from that address, or from the "
+        "tar that you choose.</p><input type='file' id='tar' accept='.tar' aria-label='the tar of a clip' hidden>"
+        "<p id='told' role='status'></p>"
     )
 
 
@@ -237,11 +272,15 @@ def _offset(offset_s: float | None) -> str:
 
 
 def _clip(name: str, clips: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Source], at_s: float) -> str:
-    """A link that plays from where the two clips meet; a member of a tar is named only."""
+    """What plays from where the two clips meet: a link to a file, a button for a member of a tar."""
     row = clips[name]
     path = f"{sources[row['source']].path}/{row['uri']}"
-    if row["offset_b"] is not None:
-        return f"{_text(name)} <span class='note'>{_text(path)}, byte {row['offset_b']}</span>"
     start = row["start_s"] + max(at_s, 0.0)
-    link = quote(path) + (f"#t={start:.2f}" if start else "")
-    return f"<a href='{_text(link)}' data-path='{_text(link)}' title='{_text(path)}'>{_text(name)}</a>"
+    time = f"#t={start:.2f}" if start else ""
+    if row["offset_b"] is not None:
+        where = {"tar": quote(path), "from": row["offset_b"], "size": row["size_b"], "time": time}
+        data = " ".join(f"data-{key}='{_text(value)}'" for key, value in where.items())
+        title = _text(f"{path}, byte {row['offset_b']}")
+        return f"<button type='button' {data} title='{title}' disabled>{_text(name)}</button>"
+    link = _text(quote(path) + time)
+    return f"<a href='{link}' data-path='{link}' title='{_text(path)}'>{_text(name)}</a>"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 COLUMNS = [
-    "id", "domain", "source", "uri", "offset_b", "start_s", "content_hash", "freesound_id", "youtube_id"
+    "id", "domain", "source", "uri", "offset_b", "size_b", "start_s", "content_hash", "freesound_id", "youtube_id"
 ]  # fmt: skip
 
 

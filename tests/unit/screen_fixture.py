@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,7 +34,7 @@ def write_source(
     entry: Source,
     clips: dict[str, NDArray[np.float32]],
     parts: int = 1,
-    **columns: dict[str, str | None],
+    **columns: dict[str, Any],
 ) -> None:
     """Index and fingerprint parts of `clips` (key -> samples); `columns` give known ids, hashes or uris by key."""
     rows = []
@@ -41,11 +42,17 @@ def write_source(
         given = {column: values.get(key) for column, values in columns.items()}
         content = hashlib.blake2b((pcm_T * 32767).astype("<i2").tobytes(), digest_size=16).hexdigest()
         row = {"id": f"{name}/{key}", "domain": entry.domain, "source": name, "uri": f"audio/{key}.wav"}
-        row |= {"offset_b": None, "start_s": 0.0, "duration_s": len(pcm_T) / RATE_HZ, "content_hash": content}
+        row |= {
+            "offset_b": None,
+            "size_b": None,
+            "start_s": 0.0,
+            "duration_s": len(pcm_T) / RATE_HZ,
+            "content_hash": content,
+        }
         row |= {"freesound_id": None, "youtube_id": None, "fingerprint": fingerprint(pcm_T).astype("<u4").tobytes()}
         rows.append(row | given)
     text = dict.fromkeys(["content_hash", "freesound_id", "youtube_id"], pl.String)
-    table = pl.DataFrame(rows, schema_overrides=text | {"offset_b": pl.Int64})
+    table = pl.DataFrame(rows, schema_overrides=text | {"offset_b": pl.Int64, "size_b": pl.Int64})
     index, prints = layout.index(entry.role, name), layout.fingerprints(entry.role, name)
     index.mkdir(parents=True)
     prints.mkdir(parents=True)
