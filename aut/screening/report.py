@@ -100,10 +100,11 @@ audio { display: block; width: 15rem; height: 2rem; } .note { color: var(--faint
 """
 
 _SCRIPT = """
-const box = document.getElementById('root'), picker = document.getElementById('tar'), told = document.getElementById('told');
+const [box, picker, told] = ['root', 'tar', 'told'].map(id => document.getElementById(id));
 const tars = new Map();  // path -> File, where the reader chose it
 document.querySelector('.where').hidden = false;
-const links = [...document.querySelectorAll('a[data-path]')], members = [...document.querySelectorAll('button[data-tar]')];
+const links = [...document.querySelectorAll('a[data-path]')];
+const members = [...document.querySelectorAll('button[data-tar]')];
 const root = () => box.value.trim().replace(/\\/+$/, '');
 const at = path => (root() ? (/^[a-z]+:/i.test(root()) ? '' : 'file://') + root() + '/' : '') + path;
 function point() {
@@ -147,7 +148,10 @@ for (const a of links) a.addEventListener('click', event => {
 });
 for (const button of members) {
   button.disabled = false;
-  button.addEventListener('click', () => { say(''); member(button).catch(error => say(`Not to be had: ${error.message}`)); });
+  button.addEventListener('click', () => {
+    say('');
+    member(button).catch(error => say(`Not to be had: ${error.message}`));
+  });
 }
 """
 
