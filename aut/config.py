@@ -33,7 +33,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_core import ValidationError as CoreError
 
 from aut.errors import ConfigError
-from aut.units import DECODER_TOKENS, WINDOW_S, Domain, Role
+from aut.units import DECODER_TOKENS, PROMPT_TOKENS, WINDOW_S, Domain, Role
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class Index(Frozen):
     quarantine_max_fraction: Fraction  # of a source's clips; more stops the run
     min_s: NonNegativeFloat  # shorter clips go to the quarantine
     max_s: PositiveFloat  # longer ones too (training truncates at 30 s)
-    max_text_tokens: Annotated[int, Field(gt=0, le=DECODER_TOKENS)]  # pool rows with longer targets are dropped
+    max_text_tokens: Annotated[int, Field(gt=PROMPT_TOKENS, le=DECODER_TOKENS)]  # of a pool row, the prompt included
     tokenizer: str  # 'utf8' counts bytes, an upper bound for byte-level BPE; else a tokenizer folder or hub name
     captions_per_label: PositiveInt  # templates used for label-only sources
 

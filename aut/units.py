@@ -16,3 +16,4 @@ MEL_HOP = 160  # samples between log-mel frames: 10 ms
 FRAME_HOP = 320  # samples between encoder frames: the second convolution has stride 2
 WINDOW_S = 30.0  # Whisper's input window, and the longest clip a training target describes
 DECODER_TOKENS = 448  # Whisper's decoder positions (max_target_positions)
+PROMPT_TOKENS = 4  # of them: <|startoftranscript|>, the language, <|transcribe|>, <|notimestamps|>

@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +20,7 @@ from aut.audio.fingerprint import fingerprint
 from aut.config import Index, Source
 from aut.contracts import INDEX_SCHEMA, Clip
 from aut.datasets._captions import DEFAULT_KIND, describe
+from aut.datasets._tokens import body_of, fitting
 from aut.units import Domain
 
 EXTRA = ("freesound_id", "youtube_id")
@@ -109,22 +109,8 @@ def _text(clip: Clip, policy: Policy) -> tuple[str | None, str]:
     if not (text or "").strip():
         raise Unreadable("text_empty", "no caption, no transcript and no label")
     assert text is not None
-    if (tokens := _tokens(text, policy.tokenizer)) > policy.max_text_tokens:
-        raise Unreadable("text_too_long", f"{tokens} tokens, the limit is {policy.max_text_tokens}")
+    fitting(body_of(text, policy.tokenizer), policy.max_text_tokens)
     return text, origin
-
-
-def _tokens(text: str, tokenizer: str) -> int:
-    if tokenizer == "utf8":
-        return len(text.encode("utf-8", "surrogatepass"))
-    return len(_tokenizer(tokenizer)(text).input_ids)
-
-
-@cache
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name)
 
 
 def _heard(root: Path, clip: Clip, policy: Policy) -> dict[str, Any]:

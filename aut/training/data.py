@@ -250,7 +250,7 @@ class Loader:
             return self._order.rows(np.array([position], dtype=np.int64))[0]
 
     def _readable(self, position: int, row: Mapping[str, Any]) -> tuple[Example, int]:
-        """The clip, or where it cannot be decoded the next of its domain; how many were passed over."""
+        """The clip, or the next of its domain where it cannot be decoded or its text not held; how many were passed."""
         at = position
         for tries in range(MAX_REPLACEMENTS):
             example = self._try(position, row)
@@ -259,19 +259,19 @@ class Loader:
             at = self._order.next_in_domain(at)
             row = self._row(at)
         raise DataError(
-            f"{MAX_REPLACEMENTS} clips in a row of {row['domain']} cannot be decoded, the last is {row['id']}",
+            f"{MAX_REPLACEMENTS} clips in a row of {row['domain']} cannot be used, the last is {row['id']}",
             f"check {self._root(row)}, or run `aut index {row['source']}` again",
         )
 
     def _try(self, position: int, row: Mapping[str, Any]) -> Example | None:
         try:
+            ids = self.targets(row["text"] or "")
             pcm_T = self._cache(str(row["id"]), lambda: self._decode(row))
         except (Unreadable, OSError) as error:
             if row["id"] not in self._said:
                 self._said.add(str(row["id"]))
                 print(f"{row['id']}: {error}: the next of its domain takes its place", file=sys.stderr)  # noqa: T201
             return None
-        ids = self.targets(row["text"] or "")
         return Example(position, str(row["id"]), DOMAINS.index(row["domain"]), pcm_T, ids)
 
     def _decode(self, row: Mapping[str, Any]) -> NDArray[np.int16]:

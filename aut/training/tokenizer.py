@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from aut.datasets._tokens import fitting
 from aut.errors import ConfigError, MissingInput
 from aut.units import DECODER_TOKENS
 
@@ -89,9 +90,12 @@ class Targets:
         self.end = int(ids[EOT] or 0)
 
     def __call__(self, text: str) -> list[int]:
-        """At most DECODER_TOKENS + 1 ids, of which the last is the end: the decoder sees all but that one."""
+        """At most DECODER_TOKENS + 1 ids, of which the last is the end: the decoder sees all but that one.
+
+        Raises Unreadable, text_too_long, for a text that it cannot hold whole: a cut one would teach it to stop early.
+        """
         body: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [*self.prompt, *body[: DECODER_TOKENS - len(self.prompt)], self.end]
+        return [*self.prompt, *fitting(body, DECODER_TOKENS), self.end]
 
     def text(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens left out."""

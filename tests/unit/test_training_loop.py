@@ -145,6 +145,23 @@ def test_an_unreadable_clip_is_replaced_and_counted(case, tmp_path):
     assert state.clips == CLIPS // 4 * 4
 
 
+def test_a_clip_whose_text_the_decoder_cannot_hold_is_replaced_counted_and_told(case, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = case / "part-0.parquet"
+    kept = part.read_bytes()
+    rows = pq.read_table(part).to_pylist()
+    rows[3]["text"] = "x" * 2000
+    pq.write_table(pa.Table.from_pylist(rows), part)
+    try:
+        state, _ = run(case, tmp_path, steps=CLIPS // 4)
+    finally:
+        part.write_bytes(kept)
+    assert state.replaced >= 1
+    assert "noise/0003: text_too_long: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("clips", [1, 2, 4, 5])
 def test_every_process_evaluates_as_many_micro_batches(case, clips):
     job = job_of(case)
