@@ -160,6 +160,7 @@ class Mixture(Frozen):
     quota: dict[Domain, Fraction]  # sums to 1
     short: Literal["repeat", "error"]  # a domain with fewer clips than its quota
     parts: PositiveInt  # hash ranges a source is cut into
+    licences_excluded: Annotated[list[str], AfterValidator(_distinct)]  # clips under these are not taken
 
     def _check_sum(self) -> Iterator[str]:
         total = sum(self.quota.values())
@@ -168,7 +169,7 @@ class Mixture(Frozen):
 
     def _check_window(self) -> Iterator[str]:
         for domain, share in self.quota.items():
-            if abs(share * self.window - round(share * self.window)) > 1e-6:
+            if abs(share * self.window - round(share * self.window)) > 1e-6 or 0 < share * self.window < 0.5:
                 rows = f"a whole number of rows in a window of {self.window}"
                 yield f"quota.{domain} = {share:g} is not {rows}: change one"
 

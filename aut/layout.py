@@ -39,6 +39,11 @@ class Layout:
         return self.root / "data/fingerprints" / role / source
 
     @property
+    def exclude(self) -> Path:
+        """Ids that a person leaves out; committed."""
+        return self.root / "data/exclude.txt"
+
+    @property
     def screen(self) -> Path:
         """blocklist.parquet, flagged.parquet, report.json, report.html."""
         return self.root / "data/screen"

@@ -165,21 +165,29 @@ class Order:
         return cls(shelves, kept, length, seed, digest_json([about["digest"], keep]))
 
     @classmethod
-    def of_index(cls, parts: Sequence[Path], blocklist: Path | None, seed: int) -> Order:
-        """The order over index parts, less the ids of a blocklist, as one domain and one range held in memory.
+    def of_index(
+        cls,
+        parts: Sequence[Path],
+        blocklist: Path | None,
+        seed: int,
+        ids: Sequence[str] = (),
+        licences: Sequence[str] = (),
+    ) -> Order:
+        """The order over index parts, as one domain and one range held in memory, less a blocklist's ids, others that
+        are to be left out, and clips under some licences.
 
         For pools of some 100,000 clips; larger ones go through a mixture. DataError where nothing is left.
         """
         import pyarrow.parquet as pq
 
-        blocked = set(pq.read_table(blocklist, columns=["id"])["id"].to_pylist()) if blocklist else set()
+        blocked = {*ids, *(pq.read_table(blocklist, columns=["id"])["id"].to_pylist() if blocklist else ())}
         found = []
         for path in parts:
             if not path.exists():
                 raise MissingInput(f"{path} is missing", "run `aut index` for its source")
-            ids = pq.read_table(path, columns=["id"])["id"].to_pylist()
-            skip = np.array([i for i, clip in enumerate(ids) if clip in blocked], np.int64)
-            found.append(Part(path, len(ids), skip))
+            rows = pq.read_table(path, columns=["id", "licence"] if licences else ["id"]).to_pylist()
+            dead = [row["id"] in blocked or row.get("licence") in licences for row in rows]
+            found.append(Part(path, len(dead), np.flatnonzero(dead)))
         shelf = Shelf(_domain_of(parts), (tuple(found),))
         if not shelf.rows:
             raise DataError(

@@ -19,10 +19,11 @@ import yaml
 from aut.config import Params, parse_params
 from aut.contracts import INDEX_SCHEMA
 from aut.layout import Layout
+from aut.stages.index import PART
 from aut.stages.index import _write_parquet as write_index_part
 from aut.units import Domain
 
-PART_ROWS = 500_000
+PART_ROWS = PART  # the index stage's own vary by half around it
 SENTENCE = (
     "a the of rain dog barks slowly while man speaks over music guitar piano and someone near distant engine hums "
     "water falls bright loud quiet steady wind leaves birds sing crowd cheers child laughs door closes bell rings"
@@ -70,7 +71,7 @@ def source(layout: Layout, domain: Domain, name: str, rows: int, seed: int = 0, 
 
 
 def block(layout: Layout, ids: Sequence[str]) -> None:
-    """Writes the screen's blocklist."""
+    """Writes the screen's blocklist, and an empty list of a person's."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -79,6 +80,7 @@ def block(layout: Layout, ids: Sequence[str]) -> None:
         {"id": pa.array(sorted(ids), pa.string()), "reason": pa.array(["content"] * len(ids), pa.string())}
     )
     pq.write_table(table, layout.screen / "blocklist.parquet")
+    layout.exclude.touch()
 
 
 def clip_id(name: str, row: int) -> str:

@@ -1,1 +1,1 @@
-"""Mixing: what makes the mixture. `keys` hash, `plan` chooses, `parts` write, `digest` and `tally` sum up."""
+"""Mixing: makes the mixture. `keys` hash, `causes` block, `plan` chooses, `parts` write, `digest`, `tally` sum up."""

@@ -25,7 +25,7 @@ from aut.contracts import INDEX_SCHEMA
 from aut.errors import DataError
 from aut.mixing.digest import RowDigest, Stream, streams
 from aut.mixing.keys import U64, Blocked, ranges
-from aut.mixing.plan import Plan, Pool
+from aut.mixing.plan import Plan, Pool, refuse_lacking
 from aut.mixing.tally import Tally
 from aut.order import part_name
 from aut.progress import Advance
@@ -168,9 +168,7 @@ def _group_rows(path: Path) -> list[int]:
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(path)
-    missing = set(INDEX_SCHEMA) - {about.schema.column(i).name for i in range(about.num_columns)}
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(sorted(missing))}", "run `aut index` again for its source")
+    refuse_lacking(path, [about.schema.column(i).name for i in range(about.num_columns)], list(INDEX_SCHEMA))
     return [about.row_group(g).num_rows for g in range(about.num_row_groups)]
 
 

@@ -1,6 +1,7 @@
 """Base: the starting points: the base model, and the baselines it is compared with.
 
-In    params; for kinds train and random the pools' indexes (texts for the tokenizer, speech to train on), the blocklist
+In    params; for kinds train and random the pools' indexes (texts for the tokenizer, speech to train on), the
+      blocklist, data/exclude.txt
 Out   models/<encoder>/: transformers' Whisper format, or encoder.json with what its kind needs
 Why   real profiles start from a published Whisper. Where no hub can be reached a small one is trained here on speech
       only, which repeats the situation the paper starts from. Its tokenizer knows the words of all pools, so that the
@@ -22,6 +23,7 @@ import numpy as np
 from aut.config import BaseEncoder, Params
 from aut.contracts import Tracker
 from aut.errors import ConfigError, DataError, MissingInput
+from aut.exclude import excluded_ids
 from aut.files import digest_file, replacing, write_json
 from aut.layout import REGISTERED, Layout
 from aut.training.job import Job, empty_draft, execute, finished, source_roots, summary, workplace, write_model
@@ -54,14 +56,20 @@ def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report
 
 
 def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
-    """A small Whisper, on the speech pool less what the screen blocked."""
+    """A small Whisper, on the speech pool less what the screen blocked and what a person leaves out."""
     from aut.order import Order
     from aut.training.kept import Kept, held_out
     from aut.training.model import new_whisper
 
     section = params.base
     blocklist = layout.screen / "blocklist.parquet"
-    order = Order.of_index(_parts(params, layout, "speech"), blocklist if blocklist.exists() else None, params.seed)
+    order = Order.of_index(
+        _parts(params, layout, "speech"),
+        blocklist if blocklist.exists() else None,
+        params.seed,
+        excluded_ids(layout.exclude),
+        params.mixture.licences_excluded,
+    )
     held = held_out(order, section.training.eval_clips)
     job = Job(
         stage="base",

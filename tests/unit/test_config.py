@@ -52,6 +52,8 @@ def test_seeds_multiply_the_encoders(tmp_path):
         ("mixture.quota.speech=0.5", "mixture: quota sums to 0.9, must sum to 1"),
         ("+mixture.rowz=3", "mixture.rowz: unknown key"),
         ("mixture.rows=many", "mixture.rows"),
+        ("mixture.quota={speech: 0.9999999999, music: 0.0000000001}", "music = 1e-10 is not a whole number of rows"),
+        ("mixture.licences_excluded=[CC0, CC0]", "mixture.licences_excluded: 'CC0' is given twice"),
         ("mixture.window=7", "not a whole number of rows in a window of 7"),
         ("finetune.schedule.epochs=2", "schedule: steps = 900 and epochs = 2.0: give one, and null for the other"),
         ("sources.toy_words.path=../secret", "must lie below AUT_DATA"),

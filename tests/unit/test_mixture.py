@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from aut.config import Params
 from aut.contracts import INDEX_SCHEMA, Silent
-from aut.errors import ConfigError, DataError
+from aut.errors import ConfigError, DataError, MissingInput
 from aut.files import digest_file, digest_tree, read_json
 from aut.layout import Layout
-from aut.mixing import parts
+from aut.mixing import parts, plan
 from aut.mixing.keys import row_keys
 from aut.order import Order
 from aut.stages import mixture as stage
@@ -42,6 +42,10 @@ def layout(tmp_path: Path) -> Layout:
             pool.source(layout, domain, name, rows, seed)
     pool.block(layout, [pool.clip_id("talk", r) for r in range(0, 60, 3)] + ["nowhere/1"])
     return layout
+
+
+def excluded(layout: Layout, text: str) -> None:
+    layout.exclude.write_text(text)
 
 
 def changed(params: Params, **mixture: object) -> Params:
@@ -68,6 +72,86 @@ def test_quotas_are_exact_and_blocked_clips_absent(
     assert tombstones.num_rows == metrics["speech_blocked"] > 0
     for part, row, clip in zip(*(tombstones[c].to_pylist() for c in ("part", "row", "id")), strict=True):
         assert pq.read_table(layout.mixture / part)["id"][row].as_py() == clip
+
+
+def test_clips_listed_by_hand_are_left_out_and_counted_apart(
+    params: Params, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stage.mixture(params, layout, Silent())["digest"]
+    asked = [pool.clip_id("read", r) for r in range(0, 90, 3)]
+    excluded(layout, "\ufeff# asked for on 2026-11-27\r\n\r\n" + "\r\n".join([*asked, asked[0], "read/typo"]) + "\r\n")
+    capsys.readouterr()
+    metrics = stage.mixture(params, layout, Silent())
+    rows = epoch(layout)
+    assert not {*asked} & {r["id"] for r in rows}
+    assert [sum(r["domain"] == d for r in rows) for d in SIZES] == [800, 100, 100]
+    assert metrics["digest"] != before
+    assert (metrics["excluded"], metrics["exclude_unknown"], metrics["blocklist_unknown"]) == (30, 1, 1)
+    stats = read_json(layout.mixture / "stats.json")
+    assert stats["exclude"] == {"ids": 31, "in_pool": 30, "unused": 0, "unknown": 1}
+    assert stats["blocklist"] == {"ids": 21, "in_pool": 20, "unused": 0, "unknown": 1}
+    assert "warning: 1 of 31 ids of data/exclude.txt are in no pool source" in capsys.readouterr().err
+    excluded(layout, "")
+    assert stage.mixture(params, layout, Silent())["digest"] == before
+
+
+def test_without_the_list_of_a_person_the_file_is_named(params: Params, layout: Layout) -> None:
+    layout.exclude.unlink()
+    with pytest.raises(MissingInput, match=r"data/exclude\.txt is missing"):
+        stage.mixture(params, layout, Silent())
+    layout.exclude.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"data/exclude\.txt: .*UTF-8"):
+        stage.mixture(params, layout, Silent())
+
+
+def test_clips_under_a_licence_are_left_out_in_each_way_the_index_is_cut(
+    params: Params, layout: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = changed(params, rows=500, licences_excluded=["CC BY-NC 4.0", "nobody's"])
+    metrics = stage.mixture(left, layout, Silent())
+    rows = epoch(layout)
+    assert {r["licence"] for r in rows} == {"CC BY 4.0", "CC0 1.0"}
+    assert [sum(r["domain"] == d for r in rows) for d in SIZES] == [400, 50, 50]
+    pooled = [p for d in SIZES for p in (layout.root / "data/index" / d).rglob("part-*.parquet")]
+    count = sum(pq.read_table(p)["licence"].to_pylist().count("CC BY-NC 4.0") for p in pooled)
+    found = read_json(layout.mixture / "stats.json")["licences_excluded"]
+    assert found == {"CC BY-NC 4.0": count, "nobody's": 0}
+    assert metrics["licence_excluded"] == count > 400
+    assert "warning: no clip has the licence 'nobody's'" in capsys.readouterr().err
+    for path in pooled:
+        write_index_part(pl.read_parquet(path), path)
+    monkeypatch.setattr(plan, "READ_ROWS", 100)
+    assert stage.mixture(left, layout, Silent())["digest"] == metrics["digest"]
+    pq.write_table(pq.read_table(pooled[0]).drop_columns(["licence"]), pooled[0])
+    with pytest.raises(DataError, match="has no column licence"):
+        stage.mixture(left, layout, Silent())
+
+
+def test_blocked_ids_of_a_source_without_a_quota_are_no_unknown_ones(
+    params: Params, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool.block(layout, [pool.clip_id("talk", 3), pool.clip_id("band", 5), "nowhere/1"])
+    excluded(layout, pool.clip_id("band", 7))
+    metrics = stage.mixture(changed(params, rows=100, quota={"speech": 0.9, "environment": 0.1}), layout, Silent())
+    assert metrics["blocklist_unknown"] == 1
+    told = "1 of 3 blocked ids are in no pool source; 1 more are of sources whose domain has no quota"
+    assert capsys.readouterr().err.strip() == f"mixture: warning: {told}"
+    stats = read_json(layout.mixture / "stats.json")
+    assert stats["blocklist"] == {"ids": 3, "in_pool": 1, "unused": 1, "unknown": 1}
+    assert stats["exclude"] == {"ids": 1, "in_pool": 0, "unused": 1, "unknown": 0}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_a_quota_that_comes_to_no_row_is_an_error_that_names_the_least_rows(
+    params: Params, layout: Layout, rows: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"mixture.rows = {rows} gives .* no row. give \d+ or more") as caught:
+        stage.mixture(changed(params, rows=rows), layout, Silent())
+    least = int(caught.value.remedy.split()[1])
+    stage.mixture(changed(params, rows=least), layout, Silent())
+    assert {r["domain"] for r in epoch(layout)} == set(SIZES)
+    with pytest.raises(ConfigError, match="no row"):
+        stage.mixture(changed(params, rows=least - 1), layout, Silent())
 
 
 def test_a_source_that_params_no_longer_name_leaves_though_its_index_stays(params: Params, layout: Layout) -> None:

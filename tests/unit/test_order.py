@@ -151,6 +151,14 @@ def test_of_index_skips_the_blocklist(layout: Layout) -> None:
     assert Order.of_index(parts, None, 0).digest != order.digest
 
 
+def test_of_index_leaves_out_what_a_person_does(layout: Layout) -> None:
+    parts = [layout.index("speech", "talk") / "part-00000.parquet"]
+    order = Order.of_index(parts, None, 0, [pool.clip_id("talk", 7)], ["CC0 1.0"])
+    rows = order.rows(np.arange(order.length))
+    assert pool.clip_id("talk", 7) not in {r["id"] for r in rows}
+    assert {r["licence"] for r in rows} == {"CC BY 4.0", "CC BY-NC 4.0"}
+
+
 def test_of_index_with_nothing_left(layout: Layout, tmp_path: Path) -> None:
     elsewhere = Layout(tmp_path)
     pool.source(elsewhere, "speech", "talk", 3)
