@@ -6,7 +6,7 @@ Out   cards, a Check, data/corpora/<source>.json: files, bytes, and a digest ove
 Why   a corpus of 20M files is no DVC dependency: hashing it costs a day. Digests of single files are added up, so their
       order does not matter and memory stays that of one folder's handle. Price: audio that was replaced by other audio
       of the same size goes unseen here; `index`, when it runs, refuses it.
-Run   aut sources; aut sources check PATH; aut sources scan
+Run   aut sources; aut sources check SOURCE or PATH; aut sources scan
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aut.config import Params
 from aut.contracts import Card, Clip
@@ -26,6 +26,10 @@ from aut.errors import DataError, MissingInput
 from aut.files import digest_json, read_json, write_json
 from aut.layout import Layout
 from aut.progress import progress
+from aut.units import DECODER_TOKENS
+
+if TYPE_CHECKING:
+    from aut.datasets._rows import Policy
 
 METADATA = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".parquet", ".md5", ".sha256", ".sha1")
 EXAMPLES = 5
@@ -33,10 +37,14 @@ EXAMPLES = 5
 
 @dataclass
 class Check:
-    """What a listing of a folder says: `rows` would be read; `refused` would not, counted by reason."""
+    """What a listing of a folder says: `rows` would be read; `refused` would not, counted by reason.
+
+    `twice` rows have the id of an earlier one: then `index` reads none and stops.
+    """
 
     dataset: str
     rows: int = 0
+    twice: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
@@ -45,6 +53,7 @@ class Check:
     examples: list[Clip] = field(default_factory=list)
     refused_examples: list[tuple[str, str, str]] = field(default_factory=list)
     """(key, reason, detail) of the first few."""
+    twice_examples: list[str] = field(default_factory=list)
 
 
 def cards() -> list[Card]:
@@ -55,7 +64,7 @@ def cards() -> list[Card]:
 def recognise(root: Path) -> str:
     """Name of the layout that a folder has. DataError where none, or more than one, fits."""
     if not root.is_dir():
-        raise MissingInput(f"{root} is no folder", "give the folder that the download unpacks to")
+        raise MissingInput(f"{root} is no folder", "give the one that the download unpacks to, or a source of params")
     fits = [n for n in names() if getattr(open_dataset(n), "matches", _never)(root)]
     if len(fits) != 1:
         found = f"could be {' or '.join(fits)}" if fits else "has the layout of no known dataset"
@@ -67,22 +76,49 @@ def _never(root: Path) -> bool:
     return False
 
 
-def check(root: Path, dataset: str | None = None, options: Mapping[str, Any] | None = None) -> Check:
-    """Lists a folder and looks whether the files are there; decodes nothing."""
+def check(
+    root: Path,
+    dataset: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    policy: Policy | None = None,
+) -> Check:
+    """Lists a folder, applies what `index` does before it decodes, and looks whether the files are there.
+
+    `policy` is the source's own; null: a training pool of the card's domain, texts counted in bytes.
+    """
     found = Check(dataset or recognise(root))
+    policy = policy or _pool_of(found.dataset)
     keys: set[int] = set()
     with progress(f"check {root.name}", None) as advance:
-        for clip in list_clips(found.dataset, root, options or {}):
-            _count(found, root, clip, keys)
+        for clip in list_clips(found.dataset, root, {} if options is None else options):
+            _count(found, root, clip, policy, keys)
             advance(1)
     return found
 
 
-def _count(found: Check, root: Path, clip: Clip, keys: set[int]) -> None:
-    reason, detail = _refusal(root, clip)
-    if not reason and hash(clip.key) in keys:
-        reason, detail = "duplicate_id", "an earlier row has the same key"
+def check_source(params: Params, layout: Layout, source: str) -> Check:
+    """`check` of a source that params name: its path, options, role, domain and limits."""
+    from aut.datasets._rows import Policy
+
+    s = params.sources[source]
+    return check(layout.corpus_root(s.dataset, s.path), s.dataset, s.options, Policy.of(source, s, params.index))
+
+
+def _pool_of(dataset: str) -> Policy:
+    from aut.datasets._rows import Policy
+
+    domain = open_dataset(dataset).CARD.domain or "environment"  # which captions, but not whether there is one
+    return Policy(dataset, domain, False, 0.0, float("inf"), DECODER_TOKENS, "utf8", 1)
+
+
+def _count(found: Check, root: Path, clip: Clip, policy: Policy, keys: set[int]) -> None:
+    if hash(clip.key) in keys:
+        found.twice += 1
+        if len(found.twice_examples) < EXAMPLES:
+            found.twice_examples.append(clip.key)
+        return
     keys.add(hash(clip.key))
+    reason, detail = _refusal(root, clip, policy)
     if reason:
         found.refused[reason] += 1
         if len(found.refused_examples) < EXAMPLES:
@@ -97,11 +133,14 @@ def _count(found: Check, root: Path, clip: Clip, keys: set[int]) -> None:
         found.examples.append(clip)
 
 
-def _refusal(root: Path, clip: Clip) -> tuple[str, str]:
-    if "refused" in clip.extra:
-        return clip.extra["refused"], clip.extra.get("detail", "")
-    if Path(clip.uri).is_absolute() or ".." in Path(clip.uri).parts:
-        return "unsafe_path", clip.uri
+def _refusal(root: Path, clip: Clip, policy: Policy) -> tuple[str, str]:
+    from aut.audio.decode import Unreadable
+    from aut.datasets._rows import told
+
+    try:
+        told(clip, policy)
+    except Unreadable as error:
+        return error.reason, error.detail
     try:
         return ("", "") if (root / clip.uri).stat().st_size else ("empty", f"{clip.uri} has 0 bytes")
     except OSError:

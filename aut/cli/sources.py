@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from aut.config import Params
     from aut.contracts import Card
+    from aut.layout import Layout
+    from aut.sources import Check
 
 commands = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
@@ -33,22 +36,22 @@ def sources(context: typer.Context) -> None:
 
 @commands.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
-    dataset: Annotated[str | None, typer.Option(help="Its layout; default: recognised by its files.")] = None,
-    options: Annotated[str, typer.Option(help="Options of the layout, as JSON.")] = "{}",
+    source: Annotated[
+        str, typer.Argument(help="A source of params, or the folder of a corpus.", metavar="SOURCE|PATH")
+    ],
+    dataset: Annotated[str | None, typer.Option(help="A folder's layout; default: recognised by its files.")] = None,
+    options: Annotated[str | None, typer.Option(help="Options of a folder's layout, as JSON.")] = None,
 ) -> None:
-    """Say which rows of a folder would be read, and which not and why. Decodes nothing."""
-    from aut.errors import ConfigError
-    from aut.sources import check as look
+    """Say which rows of a source would be read, and which not and why. Decodes nothing.
 
-    try:
-        values: dict[str, Any] = json.loads(options)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"--options is not JSON: {error}", """write it like '{"columns": {"uri": "file"}}'"""
-        ) from None
-    found = look(path, dataset, values)
-    typer.echo(f"{path}: layout {found.dataset}, {found.rows:,} rows would be read, {found.with_text:,} with text")
+    A source has its options, role and limits from params; a folder is read as a training pool. ./NAME is a folder.
+    """
+    found = _looked_at(source, dataset, options)
+    typer.echo(f"{source}: layout {found.dataset}, {found.rows:,} rows would be read, {found.with_text:,} with text")
+    if found.twice:
+        typer.echo(
+            f"  index stops: {found.twice:,} rows have the id of an earlier one: {', '.join(found.twice_examples)}"
+        )
     for what, counts in (("labels", found.labels), ("splits", found.splits), ("licences", found.licences)):
         if counts:
             typer.echo(f"  {what}: {_few(counts)}")
@@ -58,6 +61,36 @@ def check(
         typer.echo(f"  not read, {reason}: {count:,}")
     for key, reason, detail in found.refused_examples:
         typer.echo(f"    {key}: {reason}, {detail}")
+
+
+def _looked_at(source: str, dataset: str | None, options: str | None) -> Check:
+    from aut.errors import ConfigError
+    from aut.sources import check, check_source
+
+    named = dataset is None and options is None and "/" not in source
+    if named and (known := _params_of(source)):
+        return check_source(*known, source)
+    try:
+        values = json.loads(options or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"--options is not JSON: {error}", """write it like '{"columns": {"uri": "file"}}'"""
+        ) from None
+    return check(Path(source), dataset, values)
+
+
+def _params_of(source: str) -> tuple[Params, Layout] | None:
+    """The params that name a source; None where none do, or where there are none."""
+    from aut.config import read_params
+    from aut.errors import ConfigError
+    from aut.layout import here
+
+    try:
+        layout = here()
+    except ConfigError:
+        return None
+    params = read_params(layout.params)
+    return (params, layout) if source in params.sources else None
 
 
 @commands.command()

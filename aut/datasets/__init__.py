@@ -14,12 +14,18 @@ import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from aut.contracts import Clip, Dataset
 from aut.datasets._checked import checked, plain
 from aut.datasets._checked import refused as refused
 from aut.errors import ConfigError, DataError, MissingInput
+
+WANTED = {
+    "string": "text", "bool": "true or false", "int": "a whole number", "float": "a number", "dict": "a mapping",
+    "list": "a list", "is_instance": "a list", "sequence": "a list",
+}  # fmt: skip
+"""What pydantic's kinds of error miss, in our words."""
 
 
 def names() -> list[str]:
@@ -44,13 +50,33 @@ def list_clips(name: str, root: Path, options: Mapping[str, Any]) -> Iterator[Cl
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """ConfigError where the adapter takes no such option, or needs one that is not given."""
-    known = list(inspect.signature(open_dataset(name).clips).parameters.values())[1:]
+    """ConfigError where the adapter takes no such option, needs one that is not given, or one is of another type than
+    its signature says."""
+    adapter = open_dataset(name).clips
+    known = list(inspect.signature(adapter).parameters.values())[1:]
     takes = ", ".join(p.name for p in known) or "none"
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"the options of dataset {name} are {options!r}", f"give an object; it takes: {takes}")
     if unknown := sorted(set(options) - {p.name for p in known}):
         raise ConfigError(f"dataset {name} has no option '{unknown[0]}'", f"it takes: {takes}")
     if missing := [p.name for p in known if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"dataset {name} needs the option '{missing[0]}'", f"it takes: {takes}")
+    kinds = get_type_hints(adapter)
+    for option, value in options.items():
+        _check_type(name, option, value, kinds[option])
+
+
+def _check_type(name: str, option: str, value: Any, kind: Any) -> None:
+    """ConfigError for a value that is not of the annotated type as it stands: 5 is no text, though it could be one."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join([option, *map(str, first["loc"])])
+        wanted = next((word for kind, word in WANTED.items() if first["type"].startswith(kind)), first["msg"])
+        raise ConfigError(f"dataset {name}: option {at} is {first['input']!r}", f"give {wanted}") from None
 
 
 def prepare(name: str, root: Path, options: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from aut.audio.decode import Unreadable
+from aut.errors import MissingInput
 from aut.units import PROMPT_TOKENS
 
 Body = Sequence[int]
@@ -28,7 +29,7 @@ def fitting(body: Body, most: int) -> Body:
 
 
 def body_of(text: str, tokenizer: str) -> Body:
-    """What the tokenizer of that name makes of the text, without its own additions."""
+    """What the tokenizer of that name makes of the text, without its own additions. MissingInput without one."""
     if tokenizer == "utf8":
         return text.encode("utf-8", "surrogatepass")
     found: list[int] = _tokenizer(tokenizer)(text, add_special_tokens=False).input_ids
@@ -39,4 +40,10 @@ def body_of(text: str, tokenizer: str) -> Body:
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise MissingInput(
+            f"index.tokenizer = {name} cannot be loaded ({why})", "name a folder, or utf8, which counts bytes"
+        ) from error

@@ -364,6 +364,77 @@ def test_captions_claim_what_the_label_says():
     assert all("dog" in t for t in told)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("folder", {"source_pattern": 5}, "dataset folder: option source_pattern is 5. give text"),
+        ("table", {"file": 5}, "dataset table: option file is 5. give text"),
+        ("table", {"file": "x.csv", "join": [1]}, "option join.0 is 1. give a mapping"),
+        ("table", {"file": "x.csv", "columns": ["uri"]}, r"option columns is \['uri'\]. give a mapping"),
+        ("table", {"file": "x.csv", "audio": 7}, "option audio is 7. give text"),
+        ("table", {"file": "x.csv", "formats": {"split": 1}}, "option formats.split is 1. give text"),
+        ("gigaspeech", {"splits": 5}, "option splits is 5. give a list"),
+        ("gigaspeech", {"splits": "train"}, "option splits is 'train'. give a list"),
+        ("gigaspeech", {"lower": "no"}, "option lower is 'no'. give true or false"),
+        ("toy", {"part": "words", "clips": "9", "seed": 0}, "option clips is '9'. give a whole number"),
+        ("folder", [1], r"the options of dataset folder are \[1\]. give an object; it takes: licence"),
+    ],
+)
+def test_an_option_of_another_type_is_named_with_what_it_takes(name, options, told):
+    with pytest.raises(ConfigError, match=told):
+        check_options(name, options)
+
+
+def test_every_profile_s_options_are_of_the_types_that_are_asked_for():
+    for path in (ROOT / "conf/profile").glob("*.yaml"):
+        for source in yaml.safe_load(path.read_text())["sources"].values():
+            check_options(source["dataset"], source["options"])
+
+
+def captions(root, *texts):
+    """A table of clips with these captions."""
+    lines = [f"{tone(root / f'{n}.wav').name},{text}" for n, text in enumerate(texts)]
+    (root / "rows.csv").write_text("\n".join(["filename,caption", *lines]) + "\n")
+    return {"file": "rows.csv"}
+
+
+def test_check_applies_the_rules_of_index_that_need_no_sound(tmp_path):
+    options = captions(tmp_path, "rain", "", "x" * 445, "y" * 444)
+    found = check(tmp_path, "table", options)
+    assert (found.rows, found.refused) == (2, {"text_empty": 1, "text_too_long": 1})
+
+
+def test_check_tells_ids_met_twice_as_what_stops_the_index(tmp_path):
+    captions(tmp_path, "rain", "wind")
+    with (tmp_path / "rows.csv").open("a") as f:
+        f.write("0.wav,again\n")
+    found = check(tmp_path, "table", {"file": "rows.csv"})
+    assert (found.rows, found.twice, found.twice_examples, found.refused) == (2, 1, ["0.wav"], {})
+    options = ["--dataset", "table", "--options", '{"file": "rows.csv"}']
+    told = CliRunner().invoke(commands, ["check", str(tmp_path), *options]).output
+    assert "index stops: 1 rows have the id of an earlier one: 0.wav" in told
+
+
+def test_check_takes_a_source_of_params_with_its_options_and_role(tmp_path, monkeypatch):
+    captions(tmp_path / "corpora/mine", "rain", "")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    source = {"dataset": "table", "domain": "music", "path": "mine", "options": {"file": "rows.csv"}}
+    values["sources"] |= {"mine": source | {"role": "music"}, "asked": source | {"role": "probe"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUT_DATA", str(tmp_path / "corpora"))
+    told = CliRunner().invoke(commands, ["check", "mine"]).output
+    assert "mine: layout table, 1 rows would be read, 1 with text" in told
+    assert "not read, text_empty: 1" in told
+    told = CliRunner().invoke(commands, ["check", "asked"]).output
+    assert "0 rows would be read" in told
+    assert "not read, label_missing: 2" in told
+    missing = CliRunner().invoke(commands, ["check", "minne"])
+    assert "minne is no folder" in str(missing.exception)
+    assert "or a source of params" in str(missing.exception)
+
+
 def test_options_that_an_adapter_needs_are_named():
     with pytest.raises(ConfigError, match="needs the option 'file'"):
         check_options("table", {})

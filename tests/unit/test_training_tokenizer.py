@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aut.audio.decode import Unreadable
 from aut.contracts import Clip
-from aut.datasets._rows import Policy, _text
+from aut.datasets._rows import Policy, told
 from aut.datasets._tokens import body_of
 from aut.errors import ConfigError
 from aut.files import digest_tree
@@ -72,7 +72,7 @@ def test_the_index_drops_what_training_cannot_hold_and_no_more(spelling, counted
     """A token a byte: the longest text that is kept fills the decoder to the last position."""
     name = {"utf8": "utf8", "en": str(spelling[0]), "any": str(spelling[1])}[counted_by]
     policy = Policy("s", "speech", False, 0.0, 30.0, DECODER_TOKENS, name, 4)
-    kept = [n for n in range(430, 455) if not refusal(lambda n=n: _text(clip("a" * n), policy))]
+    kept = [n for n in range(430, 455) if not refusal(lambda n=n: told(clip("a" * n), policy))]
     held = [n for n in range(430, 455) if not refusal(lambda n=n: Targets(spelling[0], "en")("a" * n))]
     assert kept == held == list(range(430, 445))
     targets = Targets(spelling[0], "en")
