@@ -92,6 +92,8 @@ def _segments(table: Path) -> Iterator[list[str] | Bad]:
             if row and row[0].startswith("#"):
                 header = [row[0].lstrip("# "), *row[1:]]
                 continue
+            if not row:  # a blank line, mostly the last
+                continue
             columns_of(table, header, COLUMNS)
             short = Bad(f"line {reader.line_num} has not {len(header)} cells") if len(row) != len(header) else None
             yield short or [row[header.index(c)] for c in COLUMNS]

@@ -5,8 +5,9 @@ In    GigaSpeech.json and audio/{audiobook,podcast,youtube}/P0001/POD0000000001.
       each with `segments` (sid, begin_time, end_time, text_tn, subsets): toolkits/kaldi/extract_meta.py reads the same.
 Why   subsets are tags such as "{XL}", nested: {XL} holds {L} and so on; "{DEV}" and "{TEST}" are apart.
       text_tn is in capitals, its punctuation written as tags (<COMMA> <PERIOD> <QUESTIONMARK> <EXCLAMATIONPOINT>: the
-      repository's wiki has the list). Segments tagged <SIL>, <MUSIC>, <NOISE> or <OTHER> hold no speech; the set's own
-      recipe deletes them, here they are refused. The JSON has about 1 GB and is read one recording at a time.
+      repository's wiki has the list), which become the marks they stand for. Segments tagged <SIL>, <MUSIC>, <NOISE> or
+      <OTHER> hold no speech; the set's own recipe deletes them, here they are refused. The JSON has about 1 GB and is
+      read one recording at a time.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def matches(root: Path) -> bool:
     return (root / "GigaSpeech.json").is_file()
 
 
-def clips(root: Path, subset: str = "xl", splits: Sequence[str] = ("train",), lower: bool = True) -> Iterator[Clip]:
+def clips(root: Path, subset: str = "xl", splits: Sequence[str] = ("train",), lower: bool = False) -> Iterator[Clip]:
     """Segments in the order of GigaSpeech.json.
 
     subset   xs, s, m, l or xl: which training segments
     splits   of train, validation, test
-    lower    transcripts in lower case
+    lower    transcripts in lower case: the corpus has capitals, which teach a decoder to write in them
     """
     choice("subset", subset, SUBSETS)
     tags = {SPLITS[s] or f"{{{subset.upper()}}}": s for s in several("splits", splits, SPLITS)}

@@ -37,11 +37,11 @@ def matches(root: Path) -> bool:
     return any((_home(root) / subset).is_dir() for subset in SPLITS)
 
 
-def clips(root: Path, subsets: list[str] | None = None, lower: bool = True) -> Iterator[Clip]:
+def clips(root: Path, subsets: list[str] | None = None, lower: bool = False) -> Iterator[Clip]:
     """Utterances by subset, speaker, chapter. `label` is the speaker.
 
     subsets   which to read; null: those that are there
-    lower     transcripts in lower case: the corpus has capitals, a decoder's tokens for them are rare
+    lower     transcripts in lower case: the corpus has capitals, which teach a decoder to write in them
     """
     home = _home(root)
     wanted = subsets or [s for s in SPLITS if (home / s).is_dir()]

@@ -4,8 +4,8 @@ In    *.tar, uncompressed, below the root; `a/b.flac`, `a/b.json`, `a/b.txt` are
       the first dot of the base name, members of a sample follow each other (github.com/webdataset/webdataset, README)
 Out   the audio member's offset and size; text from .txt or a JSON key, label from .cls or a JSON key
 Why   a shard that was cut short, or has a garbled header, still gives the samples before that place; the sample that
-      it fell into is refused, and so is `<shard>/end`, for what lies beyond. Links, devices and names that leave the
-      shard are listed and refused.
+      it fell into is refused, and so is `<shard>/end`, for what lies beyond. Links, devices, names that leave the
+      shard, and audio members of a sample after its first are listed and refused.
 """
 
 from __future__ import annotations
@@ -116,8 +116,11 @@ def _shard(path: Path, uri: str, keys: Keys, given: dict[str, str], origin: str)
                 yield from _clip(sample, stem, uri, keys, given, origin)
                 sample = None
             sample = sample or Sample(key)
-            if kind in AUDIO:
-                sample.audio = sample.audio or member
+            if kind in AUDIO and sample.audio:  # which of the two would be the clip?
+                detail = f"the sample's clip is {sample.audio.name}"
+                yield refused(f"{stem}/{member.name}", uri, "second_audio", detail)
+            elif kind in AUDIO:
+                sample.audio = member
             else:
                 sample.facts |= _facts(kind, data, member)
     except Damaged as error:

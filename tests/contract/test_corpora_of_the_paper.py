@@ -30,10 +30,11 @@ def listed(tmp_path):
 
 def test_gigaspeech_turns_tags_into_marks_and_lists_cuts(listed):
     clips = listed("gigaspeech")
-    assert clips[0].text == "hello, there."
+    assert clips[0].text == "HELLO, THERE."
+    assert listed("gigaspeech", lower=True)[0].text == "hello, there."
     assert [(c.start_s, c.length_s) for c in clips[:2]] == [(0.25, 0.75), (1.25, 0.75)]
     assert clips[-1].extra == {"youtube_id": "-0SdAVK79lg"}
-    assert [c.key for c in listed("gigaspeech", subset="s", lower=False)] == ["YOU0000000315_S0000001"]
+    assert [c.key for c in listed("gigaspeech", subset="s")] == ["YOU0000000315_S0000001"]
 
 
 def test_gigaspeech_refuses_segments_without_speech(listed, tmp_path):
@@ -41,6 +42,15 @@ def test_gigaspeech_refuses_segments_without_speech(listed, tmp_path):
     table = tmp_path / "GigaSpeech.json"
     table.write_text(table.read_text().replace("HELLO <COMMA> THERE <PERIOD>", "<MUSIC>"))
     assert check(tmp_path, "gigaspeech").refused == {"no_speech": 2}
+
+
+@pytest.mark.parametrize("name", ["musicbench", "audioset"])
+def test_a_blank_last_line_is_no_row(name, tmp_path):
+    options, count = FIXTURES[name](tmp_path)
+    for table in (*tmp_path.rglob("*_segments.csv"), *tmp_path.rglob("*.json")):
+        table.write_text(table.read_text() + "\n\n")
+    found = check(tmp_path, name, options)
+    assert (found.rows, found.refused) == (count, {})
 
 
 def test_peoples_speech_finds_members_of_tars_in_any_order(listed, tmp_path):
@@ -221,6 +231,14 @@ def test_a_file_that_is_gone_is_listed_and_refused(name, tmp_path):
     found = check(tmp_path, name, options)
     assert found.rows + found.refused["missing"] == count
     assert found.refused["missing"] >= 1
+
+
+def test_the_papers_profile_lowers_the_sets_in_capitals():
+    """A decoder would learn to write in them."""
+    profile = yaml.safe_load((Path(__file__).parents[2] / "conf/profile/whisper-large-v3.yaml").read_text())
+    capitals = [s for s in profile["sources"].values() if s["dataset"] in ("gigaspeech", "librispeech")]
+    assert all(s["options"]["lower"] for s in capitals)
+    assert capitals
 
 
 def test_the_papers_profile_names_datasets_and_options_that_exist():

@@ -234,6 +234,12 @@ def test_the_papers_profile_reads_superb_with_twelve_classes_in_train_and_test(t
     assert len(classes["train"]) == len(classes["test"]) == 12
 
 
+def test_librispeech_keeps_its_capitals_unless_asked_to_lower(tmp_path):
+    librispeech(tmp_path)
+    assert {c.text for c in list_clips("librispeech", tmp_path, {})} == {"A TEXT 0", "A TEXT 1"}
+    assert {c.text for c in list_clips("librispeech", tmp_path, {"lower": True})} == {"a text 0", "a text 1"}
+
+
 def test_table_names_file_and_column(tmp_path):
     table(tmp_path)
     with pytest.raises(DataError, match=r"rows\.csv has no column 'colour'"):
@@ -305,6 +311,16 @@ def test_tar_refuses_links_and_names_that_leave_and_survives_a_cut(tmp_path):
     found = check(tmp_path, "tar", {})
     assert found.rows >= 1
     assert found.refused["truncated"] == 2  # the sample that the cut fell into, and the end
+
+
+def test_a_second_audio_member_of_a_sample_is_refused_by_name(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as out:
+        for name in ("x.left.wav", "x.right.wav"):
+            add(out, name, tone(tmp_path / f".{name}").read_bytes())
+        add(out, "x.txt", b"a clip")
+    found = check(tmp_path, "tar", {})
+    assert (found.rows, found.refused) == (1, {"second_audio": 1})
+    assert found.refused_examples == [("a/x.right.wav", "second_audio", "the sample's clip is x.left.wav")]
 
 
 def test_a_json_key_that_no_sample_of_a_tar_has_is_an_error(tmp_path):
