@@ -3,7 +3,7 @@
 In    a folder; sources by domain with their numbers of rows
 Out   data/index/<domain>/<source>/part-*.parquet, data/screen/blocklist.parquet, and Params that name them
 Why   24.5M real rows are not at hand. Ids and hashes are distinct; captions are pairs of 2,000 phrases a part, which
-      compress better than real ones: a real mixture is larger on disk (here some 60 bytes a row)
+      compress better than real ones: a real mixture is larger on disk (here some 80 bytes a row)
 """
 
 from __future__ import annotations
