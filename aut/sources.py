@@ -101,7 +101,10 @@ def check_source(params: Params, layout: Layout, source: str) -> Check:
     from aut.datasets._rows import Policy
 
     s = params.sources[source]
-    return check(layout.corpus_root(s.dataset, s.path), s.dataset, s.options, Policy.of(source, s, params.index))
+    root = layout.corpus_root(s.dataset, s.path)
+    if is_generated(s.dataset) and not root.is_dir():
+        raise MissingInput(f"{root} is not there yet", f"run `aut index {source}`, which generates it")
+    return check(root, s.dataset, s.options, Policy.of(source, s, params.index))
 
 
 def _pool_of(dataset: str) -> Policy:

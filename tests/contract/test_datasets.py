@@ -446,6 +446,8 @@ def test_check_takes_a_source_of_params_with_its_options_and_role(tmp_path, monk
     told = CliRunner().invoke(commands, ["check", "asked"]).output
     assert "0 rows would be read" in told
     assert "not read, label_missing: 2" in told
+    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
+    assert "run `aut index toy_words`" in str(CliRunner().invoke(commands, ["check", "toy_words"]).exception)
     missing = CliRunner().invoke(commands, ["check", "minne"])
     assert "minne is no folder" in str(missing.exception)
     assert "or a source of params" in str(missing.exception)
