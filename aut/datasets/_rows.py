@@ -1,7 +1,8 @@
 """Rows: a clip as an adapter lists it becomes an index row, with its fingerprint, or a quarantined one.
 
-In    a block of Clips, the corpus' root, a Policy (limits and text rules, from params)
-Out   Parquet bytes: INDEX_SCHEMA, fingerprint, reason, detail (reason is null for a row that can be used)
+In    a block of Clips with their sounds, the corpus' root, a Policy (limits and text rules, from params), what is known
+Out   Parquet bytes: INDEX_SCHEMA, fingerprint, reason, detail (reason is null for a row that can be used), and what
+      _heard.py keeps: sound, within_s (both are null for a row that can not)
 Why   everything that needs the samples happens in this one pass. A plain function of picklable arguments, so that any
       Executor runs it; bytes, not a path, come back, because a cluster's worker may see another disk.
 Run   through `aut index`
@@ -10,7 +11,7 @@ Run   through `aut index`
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,7 @@ from aut.audio.fingerprint import fingerprint
 from aut.config import Index, Source
 from aut.contracts import INDEX_SCHEMA, Clip
 from aut.datasets._captions import DEFAULT_KIND, describe
+from aut.datasets._heard import Heard
 from aut.datasets._tokens import body_of, fitting
 from aut.units import Domain
 
@@ -48,32 +50,40 @@ class Policy:
         return asdict(self)
 
 
-def read_block(root: str, clips: Sequence[Clip], policy: Policy) -> bytes:
-    """The clips as rows, in their order, as Parquet."""
+def read_block(
+    root: str, clips: Sequence[Clip], sounds: Sequence[bytes | None], policy: Policy, known: Mapping[bytes, Heard]
+) -> bytes:
+    """The clips as rows, in their order, as Parquet. Those whose sounds are `known` are not decoded."""
     import polars as pl
 
-    rows = [_row(Path(root), clip, policy) for clip in clips]
+    rows = [_row(Path(root), clip, sound, policy, known) for clip, sound in zip(clips, sounds, strict=True)]
     kinds = {"str": pl.String, "i32": pl.Int32, "i64": pl.Int64, "f64": pl.Float64}
     schema: dict[str, Any] = {name: kinds[kind] for name, kind in INDEX_SCHEMA.items()}
     schema |= {"fingerprint": pl.Binary, "reason": pl.String, "detail": pl.String}
+    schema |= {"sound": pl.Binary, "within_s": pl.Float64}
     out = io.BytesIO()
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(out, compression="zstd", compression_level=1)
     return out.getvalue()
 
 
-def _row(root: Path, clip: Clip, policy: Policy) -> dict[str, Any]:
-    row = _known(clip, policy)
+def _row(root: Path, clip: Clip, sound: bytes | None, policy: Policy, known: Mapping[bytes, Heard]) -> dict[str, Any]:
+    row = _listed(clip, policy)
     try:
         row["text"], row["text_origin"] = told(clip, policy)
-        row |= _heard(root, clip, policy)
+        heard = known.get(sound) if sound is not None else None
+        if heard is None or not heard.keeps(policy.max_s):
+            heard = _hear(root, clip, policy.max_s)
+        if heard.duration_s < policy.min_s:
+            raise Unreadable("too_short", f"{heard.duration_s:.4f} s, the limit is {policy.min_s:g} s")
+        row |= asdict(heard) | {"sound": sound, "within_s": min(heard.within_s, policy.max_s)}
     except Unreadable as error:
         row |= {"reason": error.reason, "detail": error.detail}
     return row
 
 
-def _known(clip: Clip, policy: Policy) -> dict[str, Any]:
+def _listed(clip: Clip, policy: Policy) -> dict[str, Any]:
     """Columns that need no look at the file."""
-    row: dict[str, Any] = dict.fromkeys(INDEX_SCHEMA) | {"fingerprint": None, "reason": None, "detail": None}
+    row: dict[str, Any] = dict.fromkeys([*INDEX_SCHEMA, "fingerprint", "reason", "detail", "sound", "within_s"])
     for name in ("uri", "offset_b", "size_b", "start_s", "text", "text_origin", "label", "licence", "split"):
         row[name] = getattr(clip, name)
     row |= {name: clip.extra.get(name) for name in EXTRA}
@@ -118,15 +128,8 @@ def _text(clip: Clip, policy: Policy) -> tuple[str | None, str]:
     return text, origin
 
 
-def _heard(root: Path, clip: Clip, policy: Policy) -> dict[str, Any]:
-    """Columns that one decoding gives."""
-    data = read_source(root, clip.uri, clip.offset_b, clip.size_b)
-    audio = decode(data, clip.start_s, clip.length_s, policy.max_s)
-    if audio.duration_s < policy.min_s:
-        raise Unreadable("too_short", f"{audio.duration_s:.4f} s, the limit is {policy.min_s:g} s")
-    return {
-        "duration_s": audio.duration_s,
-        "sample_rate_hz": audio.rate_hz,
-        "content_hash": content_hash(audio.pcm_T),
-        "fingerprint": fingerprint(audio.pcm_T).astype("<u4").tobytes(),
-    }
+def _hear(root: Path, clip: Clip, max_s: float) -> Heard:
+    """What one decoding gives."""
+    audio = decode(read_source(root, clip.uri, clip.offset_b, clip.size_b), clip.start_s, clip.length_s, max_s)
+    words = fingerprint(audio.pcm_T).astype("<u4").tobytes()
+    return Heard(audio.duration_s, audio.rate_hz, content_hash(audio.pcm_T), words, max_s)

@@ -4,7 +4,8 @@ In    data/corpora/<source>.json (`aut sources scan`), the corpus below AUT_DATA
 Out   data/index/<role>/<source>/: part-*.parquet sorted by id, quarantine.parquet, summary.json;
       data/fingerprints/<role>/<source>/: part-*.parquet, the same rows in the same order
 Why   a clip is decoded once, for its duration, content hash and fingerprint. Blocks of clips go to any Executor and
-      come back as Parquet bytes, kept in AUT_WORK: a kill -9 loses the blocks in flight. Sorting is by distribution
+      come back as Parquet bytes, kept in AUT_WORK: a kill -9 loses the blocks in flight, and a later run decodes only
+      what is new or changed, whatever else is (aut/datasets/_heard.py). Sorting is by distribution
       (splitters from a sample of ids), so memory is a part, whatever the corpus' size; a clip more changes a
       part or two (docs/data.md has figures).
       Price: the corpus is listed twice (ids are checked before anything is decoded), blocks are written twice.
@@ -34,9 +35,10 @@ from aut.config import Params
 from aut.contracts import INDEX_SCHEMA, Clip, Tracker
 from aut.datasets import list_clips, prepare
 from aut.datasets._contents import Contents
+from aut.datasets._heard import STALE_S, Blocks
 from aut.datasets._rows import Policy, read_block
 from aut.errors import Busy, DataError, GateError, MissingInput
-from aut.files import digest_file, digest_json, locked, read_json, replacing, write_bytes, write_json
+from aut.files import digest_code, digest_file, digest_json, locked, read_json, replacing, write_bytes, write_json
 from aut.layout import Layout
 from aut.progress import progress
 
@@ -52,12 +54,14 @@ ANEW = (
     "the memory of {} starts anew (its corpus moved, the decoder is another, or changes were accepted), so a file that "
     "changed under its old name was not seen: compare the index' digest with an earlier run's"
 )
-STALE_S = 14 * 86_400.0  # blocks of a run that nobody has taken up again for so long are removed
+FORMAT = 1  # of blocks: raise it when their columns change
+CODE = ("datasets/_rows.py", "datasets/_captions.py", "contracts.py", "units.py")
+"""What makes rows of Clips and their sounds: blocks of other code are read again, and not decoded."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One source on its way: where it is read from, what decides its rows, where finished blocks are kept."""
+    """One source on its way: where it is read from, what decides its rows, what is known of it."""
 
     source: str
     dataset: str
@@ -65,13 +69,11 @@ class Work:
     options: Mapping[str, Any]
     policy: Policy
     folder: Path
+    blocks: Blocks
     contents: Contents
 
     def clips(self) -> Iterator[Clip]:
         return list_clips(self.dataset, self.root, self.options)
-
-    def block(self, number: int) -> Path:
-        return self.folder / "blocks" / f"{number:06d}.parquet"
 
 
 def index(
@@ -81,17 +83,17 @@ def index(
 
     `executor` reads the blocks (processes here by default, a Dask cluster's `get_executor()` elsewhere): same bytes.
     Raises DataError for two clips of one id and for an id whose sound is another than before, GateError where
-    index.quarantine_max_fraction is passed, Busy where another process indexes the same corpus.
+    index.quarantine_max_fraction is passed. Waits for another process that indexes the same corpus.
     """
     work = _work(params, layout, source)
     _prune(work)
-    with locked(work.folder / "lock", f"indexing {source}"):
+    with _alone(work):
         anew = work.contents.begins_anew()
         prepare(work.dataset, work.root, work.options)
         total = _check_ids(work)
-        _read(work, total, executor)
-        report = _write(work, layout, params, total)
-        shutil.rmtree(work.folder / "blocks")
+        blocks = _read(work, total, executor)
+        report = _write(work, layout, params, blocks)
+        work.blocks.keep(blocks)
     if anew:
         print(f"index: warning: {ANEW.format(source)}", file=sys.stderr)  # noqa: T201
         track.tags({"index.warning": ANEW.format(source)})
@@ -110,16 +112,15 @@ def _work(params: Params, layout: Layout, source: str) -> Work:
     if not inventory.exists():
         raise MissingInput(f"{inventory} is missing", f"run `aut sources scan {source}`")
     root = layout.corpus_root(s.dataset, s.path)
-    policy = Policy.of(source, s, params.index)
-    # The root is no identity of the index, but blocks read from another copy of the corpus are not reused.
     listed = read_json(inventory)
-    key = digest_json([source, s.model_dump(), policy.identity(), listed["digest"], str(root), _code()])
-    folder = layout.work / "index"
-    # Another decoder may hear other samples in the same file: then nothing is known yet. Other options, limits or
-    # adapters leave a clip its id and its sound, or what they change is to be seen.
+    # Another decoder may hear other samples in the same file, another corpus hold other files: then nothing is known
+    # yet. Other options, limits or adapters leave a clip its id and its sound, or what they change is to be seen.
     same = [source, s.dataset, str(root), listed.get("edition", 0), _decoder()]
-    contents = Contents(folder / f"{source}-{digest_json(same)[:16]}.contents.parquet", source)
-    return Work(source, s.dataset, root, s.options, policy, folder / f"{source}-{key[:16]}", contents)
+    contents = Contents(layout.work / "index" / f"{source}-{digest_json(same)[:16]}.contents.parquet", source)
+    # More decides the rest of what is kept of a sound. It is no reason to forget what an id held.
+    folder = layout.work / "index" / f"{source}-{digest_json([*same, _listener()])[:16]}"
+    blocks = Blocks(folder / "blocks", root)
+    return Work(source, s.dataset, root, s.options, Policy.of(source, s, params.index), folder, blocks, contents)
 
 
 def _decoder() -> list[str]:
@@ -130,6 +131,26 @@ def _decoder() -> list[str]:
 
     code = digest_file(Path(aut.__file__).parent / "audio/decode.py")
     return [code, soundfile.__libsndfile_version__, version("soxr"), version("numpy")]
+
+
+def _listener() -> list[str | int]:
+    """What decides the rest of what a block holds of a sound."""
+    from importlib.metadata import version
+
+    return [FORMAT, digest_code("audio/fingerprint.py"), version("scipy")]
+
+
+@contextmanager
+def _alone(work: Work) -> Iterator[None]:
+    """Another profile may read the same corpus. What it hears will be known, so it is waited for."""
+    lock, what = work.folder / "lock", f"indexing {work.source}"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, what))
+        except Busy as busy:
+            print(f"index: {busy.what}, and is waited for", file=sys.stderr)  # noqa: T201
+            held.enter_context(locked(lock, what, wait=True))
+        yield
 
 
 def _prune(work: Work) -> None:
@@ -143,13 +164,6 @@ def _prune(work: Work) -> None:
             if time.time() - touched > STALE_S:
                 with locked(folder / "lock", f"indexing {work.source}"):
                     shutil.rmtree(folder)
-
-
-def _code() -> list[str]:
-    """Digest of each file that decides what a block holds: blocks of an older version are not reused."""
-    package = Path(aut.__file__).parent
-    files = [Path(__file__), *(p for folder in ("audio", "datasets") for p in (package / folder).glob("*.py"))]
-    return [digest_file(p) for p in sorted(files)]
 
 
 # --- listing ------------------------------------------------------------------------------------------------------
@@ -209,23 +223,29 @@ def _where(clip: Clip) -> str:
 # --- reading, block by block --------------------------------------------------------------------------------------
 
 
-def _read(work: Work, total: int, executor: Executor | None) -> None:
-    """Writes each block that is not there yet; at most two blocks a worker are in flight."""
+def _read(work: Work, total: int, executor: Executor | None) -> list[Path]:
+    """The blocks as they follow each other, each there once this returns; at most two a worker are in flight."""
+    rules = digest_json([work.policy.identity(), digest_code(*CODE)])
+    blocks: list[Path] = []
     with progress(f"index {work.source}", total) as advance, _runner(total, executor) as (run, ahead):
         flying: dict[Future[bytes], tuple[int, int]] = {}
         try:
-            for number, block in enumerate(_blocks(work.clips())):
-                if work.block(number).exists():
-                    advance(len(block))
-                elif run is None:
-                    write_bytes(work.block(number), read_block(str(work.root), block, work.policy))
-                    advance(len(block))
+            for number, clips in enumerate(_blocks(work.clips())):
+                sounds = work.blocks.sounds(clips)
+                blocks.append(work.blocks.path(clips, sounds, rules))
+                if work.blocks.is_done(blocks[-1]):
+                    advance(len(clips))
+                    continue
+                task = (str(work.root), clips, sounds, work.policy, work.blocks.recall(sounds))
+                if run is None:
+                    write_bytes(blocks[-1], read_block(*task))
+                    advance(len(clips))
                 else:
-                    flying[run.submit(read_block, str(work.root), block, work.policy)] = (number, len(block))
+                    flying[run.submit(read_block, *task)] = (number, len(clips))
                     if len(flying) >= ahead:
-                        _land(work, flying, advance)
+                        _land(blocks, flying, advance)
             while flying:
-                _land(work, flying, advance)
+                _land(blocks, flying, advance)
         except BrokenExecutor as error:
             numbers = ", ".join(str(n) for n, _ in sorted(flying.values()))
             raise DataError(
@@ -235,13 +255,14 @@ def _read(work: Work, total: int, executor: Executor | None) -> None:
         finally:
             for future in flying:
                 future.cancel()
+    return blocks
 
 
-def _land(work: Work, flying: dict[Future[bytes], tuple[int, int]], advance: Any) -> None:
+def _land(blocks: Sequence[Path], flying: dict[Future[bytes], tuple[int, int]], advance: Any) -> None:
     done, _ = wait(flying, return_when=FIRST_COMPLETED)
     for future in done:
         number, clips = flying[future]
-        write_bytes(work.block(number), future.result())
+        write_bytes(blocks[number], future.result())
         del flying[future]
         advance(clips)
 
@@ -277,24 +298,19 @@ def _cores(executor: Executor) -> int:
 # --- sorting, writing ---------------------------------------------------------------------------------------------
 
 
-def _write(work: Work, layout: Layout, params: Params, total: int) -> dict[str, Any]:
+def _write(work: Work, layout: Layout, params: Params, blocks: list[Path]) -> dict[str, Any]:
     """Both outs and the summary. The gate is judged before either is replaced."""
-    blocks = [work.block(n) for n in range(-(-total // BLOCK))]
     role = params.sources[work.source].role
     with _rows_by_part(work, blocks) as parts, ExitStack() as drafts:
         out = drafts.enter_context(replacing(layout.index(role, work.source)))
         sound = drafts.enter_context(replacing(layout.fingerprints(role, work.source)))
         report = _write_parts(parts, out, sound)
-        limit = params.index.quarantine_max_fraction
+        limit, total = params.index.quarantine_max_fraction, report["clips"] + report["quarantined"]
         if report["quarantined"] > limit * total or not report["clips"]:
             kept = work.folder / "quarantine.parquet"
             write_bytes(kept, (out / "quarantine.parquet").read_bytes())
             raise GateError(_refusal(work, report, total, limit, kept), "mend these, or raise the limit")
-        try:
-            work.contents.refuse_changed(sorted(out.glob("part-*.parquet")))
-        except DataError:
-            shutil.rmtree(work.folder / "blocks")  # they hold the other sound, and the files may be put back
-            raise
+        work.contents.refuse_changed(sorted(out.glob("part-*.parquet")))
         write_json(out / "summary.json", {"source": work.source, "role": role, **report})
     work.contents.remember(sorted(layout.index(role, work.source).glob("part-*.parquet")))
     return report
@@ -361,6 +377,7 @@ def _write_parts(parts: Iterator[pl.DataFrame], out: Path, sound: Path) -> dict[
 
     tally, quarantine, number = _Tally(), [], 0
     for rows in parts:
+        _refuse_twins(rows)
         bad = rows.filter(pl.col("reason").is_not_null())
         good = rows.filter(pl.col("reason").is_null())
         quarantine.append(bad.select(QUARANTINE))
@@ -373,6 +390,14 @@ def _write_parts(parts: Iterator[pl.DataFrame], out: Path, sound: Path) -> dict[
             number += 1
     _write_parquet(pl.concat(quarantine), out / "quarantine.parquet")
     return tally.report()
+
+
+def _refuse_twins(rows: pl.DataFrame) -> None:
+    """DataError for two rows of one id, which follow each other. The listing was asked before, and may have changed."""
+    import polars as pl
+
+    if twins := rows.filter(pl.col("id") == pl.col("id").shift()).get_column("id").to_list():
+        raise DataError(f"two clips have the id {twins[0]}", "run it again when nobody writes to the corpus")
 
 
 def _write_parquet(rows: pl.DataFrame, path: Path) -> None:

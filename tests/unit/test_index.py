@@ -1,6 +1,5 @@
 """Index: rows, reasons, the same bytes from any number of workers, and nothing lost to a kill -9."""
 
-import json
 import os
 import signal
 import subprocess
@@ -20,53 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aut.audio.fingerprint import fingerprint
-from aut.config import Index, Source
 from aut.contracts import INDEX_SCHEMA, Clip, Silent
 from aut.datasets import _contents
 from aut.datasets._contents import Contents
+from aut.datasets._heard import STALE_S
 from aut.errors import DataError, GateError, MissingInput
 from aut.files import digest_tree, locked
-from aut.layout import Layout
 from aut.sources import scan
 from aut.stages import index as stage
+from tests.unit.index_fixture import make, read, tones
 from tests.waiting import wait_for
 
-LIMITS = {"quarantine_max_fraction": 0.0, "min_s": 0.05, "max_s": 20.0, "max_text_tokens": 40}
-
-
-@pytest.fixture
-def make(tmp_path, monkeypatch):
-    """make(rows, role=..., **limits) -> (params, layout): a table corpus whose files the test has written."""
-    corpus = tmp_path / "data/mine"
-    corpus.mkdir(parents=True)
-    monkeypatch.setenv("AUT_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("AUT_WORK", str(tmp_path / "work"))
-
-    def build(rows, role="environment", root="clone", **limits):
-        (corpus / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        source = Source(dataset="table", role=role, domain="environment", path="mine", options={"file": "rows.jsonl"})
-        values = {**LIMITS, "tokenizer": "utf8", "captions_per_label": 4, **limits}
-        params = SimpleNamespace(sources={"mine": source}, index=Index(**values))
-        layout = Layout(tmp_path / root)
-        scan(params, layout, "mine")
-        return params, layout
-
-    build.corpus = corpus
-    return build
-
-
-def tones(corpus, count):
-    rng = np.random.default_rng([7])
-    for n in range(count):
-        soundfile.write(corpus / f"{n:03d}.wav", rng.normal(0, 0.1, 8_000 + 100 * n), 16_000)
-    order = rng.permutation(count)  # the table's order is not the ids'
-    return [{"file": f"{n:03d}.wav", "label": f"c{n % 3}", "source_id": f"r{n // 2}"} for n in order]
-
-
-def read(layout, role="environment"):
-    index = pl.read_parquet(layout.index(role, "mine") / "part-*.parquet")
-    sound = pl.read_parquet(layout.fingerprints(role, "mine") / "part-*.parquet")
-    return index, sound, pl.read_parquet(layout.index(role, "mine") / "quarantine.parquet")
+__all__ = ["make"]  # the fixture
 
 
 def test_rows_are_sorted_and_complete(make):
@@ -92,6 +56,7 @@ def test_any_executor_and_block_size_of_parts_gives_the_same_bytes(make, monkeyp
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as three, ThreadPoolExecutor(2) as threads:
         for n, executor in enumerate((None, three, threads)):
             params, layout = make(rows, root=f"clone{n}")
+            make.forget()
             stage.index(params, layout, Silent(), "mine", executor)
             digests.append((digest_tree(layout.root / "data/index"), digest_tree(layout.root / "data/fingerprints")))
     assert len(set(digests)) == 1
@@ -253,10 +218,10 @@ def test_a_new_option_does_not_make_index_forget_what_an_id_held(make, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_code_of_an_adapter_is_not_the_decoder(make, monkeypatch):
+def test_only_what_decodes_decides_what_is_known(make, monkeypatch):
     params, layout = make(tones(make.corpus, 2))
     before = stage._work(params, layout, "mine")
-    monkeypatch.setattr(stage, "_code", lambda: ["a comment in another adapter"])
+    monkeypatch.setattr(stage, "_listener", lambda: ["another fingerprint"])
     after = stage._work(params, layout, "mine")
     assert after.contents == before.contents
     assert after.folder != before.folder
@@ -309,7 +274,7 @@ def test_old_blocks_are_pruned_unless_fresh_or_held(make):
     names = {n: f"mine-{n * 16}" for n in "abcd"} | {"other": "mine-too-" + "e" * 16}
     for name in names.values():
         (folder / name / "blocks").mkdir(parents=True)
-    old = time.time() - stage.STALE_S - 60
+    old = time.time() - STALE_S - 60
     for n in ("a", "c", "other"):
         for path in (folder / names[n] / "blocks", folder / names[n]):
             os.utime(path, (old, old))
@@ -328,6 +293,7 @@ def test_a_dask_cluster_of_two_workers_gives_the_same_bytes(make, monkeypatch):
     params, layout = make(rows, root="here")
     stage.index(params, layout, Silent(), "mine")
     params, there = make(rows, root="there")
+    make.forget()
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         Client(cluster.scheduler_address) as client,
@@ -361,18 +327,19 @@ stage.index(params, Layout(Path(sys.argv[1])), Silent(), "mine")
 """
 
 
-def test_a_kill_loses_only_the_block_in_flight(make, monkeypatch, tmp_path):
+def test_a_kill_loses_only_the_block_in_flight(make, monkeypatch):
     monkeypatch.setattr(stage, "BLOCK", 4)
     rows = tones(make.corpus, 24)
     params, layout = make(rows, root="clean")
     stage.index(params, layout, Silent(), "mine")
     clean = digest_tree(layout.root / "data")
+    make.forget()
     params, layout = make(rows)
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(layout.root)], env={**os.environ})
-    wait_for(lambda: len(list((tmp_path / "work").glob("index/*/blocks/*.parquet"))) >= 2)
+    wait_for(lambda: len(list(layout.work.glob("index/*/blocks/*.parquet"))) >= 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = len(list((tmp_path / "work").glob("index/*/blocks/*.parquet")))
+    kept = len(list(layout.work.glob("index/*/blocks/*.parquet")))
     assert not layout.index("environment", "mine").exists()
     calls, read_block = [], stage.read_block
     monkeypatch.setattr(stage, "read_block", lambda *args: calls.append(1) or read_block(*args))
