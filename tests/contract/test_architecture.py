@@ -94,6 +94,35 @@ def test_dvc_sees_every_module_a_stage_can_reach(stage):
         assert any(path == d or path.startswith(f"{d}/") for d in deps), f"{stage} reaches {path}, no dep covers it"
 
 
+def layouts() -> list[str]:
+    names = [m.removeprefix("aut.datasets.") for m in MODULES if m.startswith("aut.datasets.")]
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("layout", layouts())
+def test_dvc_sees_what_the_layout_of_a_source_can_reach_and_no_other(layout):
+    body = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["index"]["do"]
+    deps = {d.replace("${item.dataset}", layout) for d in body["deps"]}
+    reached = closure(f"aut.datasets.{layout}")
+    if layout == "toy":  # imports by name
+        reached |= {m for m in MODULES if m.startswith("aut.audio.synth")}
+    for module in reached:
+        path = MODULES[module].relative_to(ROOT).as_posix()
+        assert module.split(".")[1] in PLUMBING or path in deps, f"{layout} reaches {path}, no dep of index is it"
+    code = {m for m in MODULES if MODULES[m].relative_to(ROOT).as_posix() in deps}
+    known = closure("aut.stages.index").union(*(closure(f"aut.datasets.{n}") for n in layouts()))
+    assert {m for m in code if m.split(".")[-1] in layouts()} == {f"aut.datasets.{layout}"}
+    assert {m for m in code - known if not m.startswith("aut.audio.synth")} == set()
+
+
+def test_a_block_of_the_index_is_named_by_all_code_that_makes_its_rows():
+    from aut.stages.index import CODE
+
+    paths = {MODULES[m].relative_to(ROOT / "aut").as_posix() for m in closure("aut.datasets._rows")}
+    heard = {"audio/decode.py", "audio/fingerprint.py"}  # these are in the name of the blocks' folder
+    assert {p for p in paths - heard if p.removesuffix(".py") not in PLUMBING} <= {*CODE}
+
+
 PARAMS = {
     "pool": ("sources",),
     "champion_encoder": ("compare.a", "finetune.seeds"),
