@@ -124,6 +124,7 @@ class Source(Frozen):
     domain: Domain
     path: str
     options: dict[str, Any]  # what the adapter takes: column mapping, version, size of a toy ...
+    quarantine_max_fraction: Fraction | None = None  # of this source; null: as index says
 
     def _check_role(self) -> Iterator[str]:
         if self.role not in ("probe", self.domain):
@@ -135,7 +136,7 @@ class Source(Frozen):
 
 
 class Index(Frozen):
-    quarantine_max_fraction: Fraction  # of a source's clips; more stops the run
+    quarantine_max_fraction: Fraction  # of a source's clips, where it gives none of its own; more stops the run
     min_s: NonNegativeFloat  # shorter clips go to the quarantine
     max_s: PositiveFloat  # longer ones too (training truncates at 30 s)
     max_text_tokens: Annotated[int, Field(gt=PROMPT_TOKENS, le=DECODER_TOKENS)]  # of a pool row, the prompt included
@@ -478,7 +479,8 @@ def overrides_of(params: Params, conf: Path) -> list[str]:
 
     with TemporaryDirectory() as folder:
         plain = compose(params.profile, [], conf, Path(folder) / "params.yaml")
-    mine, theirs = (_leaves(p.model_dump(mode="json", by_alias=True)) for p in (params, plain))
+    given = (p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in (params, plain))
+    mine, theirs = map(_leaves, given)
     changed = {k: v for k, v in mine.items() if v != theirs.get(k, _ABSENT) and k not in DERIVED}
     return [f"{'' if k in theirs else '+'}{k}={_hydra(v)}" for k, v in changed.items()] + [
         f"~{k}" for k in theirs if k not in mine and k not in DERIVED

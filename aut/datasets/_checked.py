@@ -3,7 +3,7 @@
 In    a table's rows, as an adapter reads them, and the function that makes clips of one
 Out   its clips; for a row that raises, and for a clip that no index could hold, one refused as `bad_metadata`
 Why   metadata come from outside: a number where a name should be, a null time, half a surrogate pair. One such row of
-      millions must not stop a source, nor go unseen; index.quarantine_max_fraction says how many are too many.
+      millions must not stop a source, nor go unseen; quarantine_max_fraction says how many are too many.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ In    {balanced_train,unbalanced_train,eval}_segments.csv (two comment lines, th
       start_seconds, end_seconds, positive_labels; a space after each comma, labels quoted) and class_labels_indices.csv
       (index, mid, display_name), both from research.google.com/audioset/download.html. The audio is not part of the
       release: options.files says how the ten seconds, cut and saved by whoever fetched them, are called.
-Why   a video that has gone is listed and quarantined as missing: raise index.quarantine_max_fraction to what a download
-      lacks. Captions are put together from all labels; `label` is given where there is just one, so that a probe never
-      takes a mixture for a class. Every MusicCaps clip is one of these: `youtube_id` lets the screen see that.
+Why   a video that has gone is listed and quarantined as missing: give the source a quarantine_max_fraction of its own,
+      what the download lacks. Captions are put together from all labels; `label` is given where there is just one, so
+      that a probe never takes a mixture for a class. Every MusicCaps clip is one of these: `youtube_id` lets the screen
+      see that.
 """
 
 from __future__ import annotations

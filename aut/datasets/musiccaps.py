@@ -4,7 +4,8 @@ In    musiccaps-public.csv (ytid, start_s, end_s, audioset_positive_labels, aspe
       is_balanced_subset, is_audioset_eval), as kaggle.com/datasets/googleai/musiccaps has it. The audio is not part of
       the release: options.files says how the ten seconds, cut and saved by whoever fetched them, are called.
 Why   every clip is an AudioSet clip: `youtube_id` lets the screen see that. Its own division is AudioSet's
-      (is_audioset_eval: 2,858 clips, here `test`); videos that have gone are quarantined as missing.
+      (is_audioset_eval: 2,858 clips, here `test`); videos that have gone are quarantined as missing
+      (sources.NAME.quarantine_max_fraction says how many may be).
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def index(
 
     `executor` reads the blocks (processes here by default, a Dask cluster's `get_executor()` elsewhere): same bytes.
     Raises DataError for two clips of one id and for an id whose sound is another than before, GateError where
-    index.quarantine_max_fraction is passed. Waits for another process that indexes the same corpus.
+    quarantine_max_fraction is passed. Waits for another process that indexes the same corpus.
     """
     work = _work(params, layout, source)
     _prune(work)
@@ -305,23 +305,30 @@ def _write(work: Work, layout: Layout, params: Params, blocks: list[Path]) -> di
         out = drafts.enter_context(replacing(layout.index(role, work.source)))
         sound = drafts.enter_context(replacing(layout.fingerprints(role, work.source)))
         report = _write_parts(parts, out, sound)
-        limit, total = params.index.quarantine_max_fraction, report["clips"] + report["quarantined"]
+        key, limit = _limit(params, work.source)
+        total = report["clips"] + report["quarantined"]
         if report["quarantined"] > limit * total or not report["clips"]:
             kept = work.folder / "quarantine.parquet"
             write_bytes(kept, (out / "quarantine.parquet").read_bytes())
-            raise GateError(_refusal(work, report, total, limit, kept), "mend these, or raise the limit")
+            remedy = f"mend these, or give the source another limit, sources.{work.source}.quarantine_max_fraction"
+            raise GateError(_refusal(work, report, total, f"{key} is {limit:g}", kept), remedy)
         work.contents.refuse_changed(sorted(out.glob("part-*.parquet")))
         write_json(out / "summary.json", {"source": work.source, "role": role, **report})
     work.contents.remember(sorted(layout.index(role, work.source).glob("part-*.parquet")))
     return report
 
 
-def _refusal(work: Work, report: Mapping[str, Any], total: int, limit: float, kept: Path) -> str:
+def _limit(params: Params, source: str) -> tuple[str, float]:
+    """The source's own limit, else that of all, and the key that gives it."""
+    own = params.sources[source].quarantine_max_fraction
+    if own is None:
+        return "index.quarantine_max_fraction", params.index.quarantine_max_fraction
+    return f"sources.{source}.quarantine_max_fraction", own
+
+
+def _refusal(work: Work, report: Mapping[str, Any], total: int, limit: str, kept: Path) -> str:
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(report["reasons"].items()))
-    return (
-        f"{report['quarantined']} of {total} clips of {work.source} cannot be used ({reasons}); "
-        f"index.quarantine_max_fraction is {limit:g}; see {kept}"
-    )
+    return f"{report['quarantined']} of {total} clips of {work.source} cannot be used ({reasons}); {limit}; see {kept}"
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def test_the_committed_params_are_the_demo_profile(tmp_path):
         [],
         ["finetune.seeds=[0,1]", "compare.against=[base]"],
         ["mixture.quota={speech: 0.5, environment: 0.3, music: 0.2}"],
+        ["+sources.toy_words.quarantine_max_fraction=0.3"],
     ],
 )
 def test_the_overrides_of_params_compose_them_again(overrides, tmp_path):
@@ -56,6 +57,7 @@ def test_seeds_multiply_the_encoders(tmp_path):
         ("mixture.licences_excluded=[CC0, CC0]", "mixture.licences_excluded: 'CC0' is given twice"),
         ("mixture.window=7", "not a whole number of rows in a window of 7"),
         ("finetune.schedule.epochs=2", "schedule: steps = 900 and epochs = 2.0: give one, and null for the other"),
+        ("+sources.toy_words.quarantine_max_fraction=2", "quarantine_max_fraction: Input should be less than or equal"),
         ("sources.toy_words.path=../secret", "must lie below AUT_DATA"),
         ("sources.toy_words.role=music", "must be 'probe' or equal the domain"),
         ("+probe.sets.nowhere=[official]", "probe.sets.nowhere is no source with role 'probe'"),

@@ -114,9 +114,24 @@ def test_too_many_bad_rows_stop_the_run_and_keep_the_old_index(make):
     stage.index(params, layout, Silent(), "mine")
     before = digest_tree(layout.root / "data/index")
     params, layout = make([*rows, {"file": "gone.wav", "label": "x"}], quarantine_max_fraction=0.1)
-    with pytest.raises(GateError, match=r"1 of 5 clips of mine cannot be used \(1 missing\)"):
+    with pytest.raises(
+        GateError,
+        match=r"1 of 5 clips .* \(1 missing\); index\.quarantine_max_fraction is 0\.1; .* sources\.mine\.quaran",
+    ):
         stage.index(params, layout, Silent(), "mine")
     assert digest_tree(layout.root / "data/index") == before
+
+
+@pytest.mark.parametrize(("of_all", "own"), [(0.1, 0.4), (0.9, 0.1)])
+def test_a_source_has_a_limit_of_its_own(make, of_all, own):
+    rows = [*tones(make.corpus, 2), {"file": "gone.wav", "label": "x"}]
+    params, layout = make(rows, quarantine_max_fraction=of_all)
+    params.sources["mine"] = params.sources["mine"].model_copy(update={"quarantine_max_fraction": own})
+    if own > 1 / 3:
+        assert stage.index(params, layout, Silent(), "mine")["quarantined"] == 1
+        return
+    with pytest.raises(GateError, match=r"sources\.mine\.quarantine_max_fraction is 0\.1; see"):
+        stage.index(params, layout, Silent(), "mine")
 
 
 def test_two_rows_of_one_id_are_both_named(make):
