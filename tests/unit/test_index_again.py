@@ -2,8 +2,9 @@
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import polars as pl
@@ -133,6 +134,23 @@ def test_only_new_and_changed_clips_are_decoded(make, decoded):
     assert again(rows[::-1], max_s=19.0) == 0
     os.utime(make.corpus / "004.wav")
     assert again(rows) == 1
+
+
+def test_workers_are_told_what_is_known(make):
+    rows = tones(make.corpus, 10)
+    params, layout = make(rows)
+    stage.index(params, layout, Silent(), "mine")
+    rows = [row | {"text": f"caption {n}"} for n, row in enumerate(rows)]
+    wanted = afresh(make, rows)
+    for row in rows:  # whoever decoded now would hear of it
+        path = make.corpus / row["file"]
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    params, layout = make(rows)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        stage.index(params, layout, Silent(), "mine", workers)
+    assert digest_tree(layout.root / "data") == wanted
 
 
 def test_what_a_limit_shut_out_is_known_when_it_is_let_in(make, decoded):
