@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine: apt-get install chromium"),
 ]
+KEY = "Schlüssel-鍵"  # beyond Latin-1, which is all that a header holds as text
+HURRY = "const wait = setTimeout; window.setTimeout = (call, ms) => wait(call, ms / 20)"
+COUNT = "window.asked = 0; const real = fetch; window.fetch = (...all) => { asked++; return real(...all); }"
 PICTURES = os.environ.get("AUT_TEST_PICTURES")  # a folder: screenshots are kept there
 
 
@@ -25,23 +29,41 @@ def version(tmp_path_factory):
     return write_version(tmp_path_factory.mktemp("versions") / "1")
 
 
-@pytest.fixture
-def address(version):
-    yield from _served(Service(Shelf({"1": version}, "1"), poll_s=0.1))
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A version with other weights and a gate that did not pass."""
+    folder = write_version(tmp_path_factory.mktemp("versions") / "2", seed=1)
+    facts = folder / "evidence.json"
+    facts.write_text(facts.read_text().replace("the gain is above zero", "the gain is lost"))
+    return folder
 
 
 @pytest.fixture
-def guarded(version):
-    yield from _served(Service(Shelf({"1": version}, "1"), poll_s=0.1, key="sesame"))
+def shelf(version, other):
+    return Shelf({"1": version, "2": other}, "1")
 
 
-def _served(service):
+@pytest.fixture
+def address(shelf):
+    with served(Service(shelf, poll_s=0.1)) as url:
+        yield url
+
+
+@pytest.fixture
+def guarded(shelf):
+    with served(Service(shelf, poll_s=0.1, key=KEY)) as url:
+        yield url
+
+
+@contextmanager
+def served(service):
+    """The address of a service that has looked for its version."""
     server = uvicorn.Server(uvicorn.Config(create(service), port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         end = time.monotonic() + 120  # on a busy machine
-        while not server.started or service.watcher.answering is None:
+        while not server.started or not service.watcher.looked:
             assert time.monotonic() < end, service.watcher.status()
             thread.join(0.02)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
@@ -56,8 +78,35 @@ def page(tmp_path):
         yield opened
 
 
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.wav"
+    path.write_bytes(file_of(sound(0.5)))
+    return path
+
+
+def opened(page, address, *scripts):
+    """Goes to the page, with scripts run before its own."""
+    for script in scripts:
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+    page.call("Page.navigate", url=address)
+    page.until("document.readyState === 'complete' && location.protocol === 'http:'")
+
+
 def text(page, selector):
     return page.run(f"document.querySelector('{selector}').innerText")
+
+
+def until_shown(page, version=1):
+    page.until(f"document.querySelector('#facts')?.innerText.includes('whisper-aut/{version}')")
+
+
+def until_done(page):
+    page.until("document.querySelector('#status').innerText.startsWith('Done')")
+
+
+def give_key(page, key):
+    page.run(f"document.querySelector('#secret').value = '{key}'; document.querySelector('#key button').click()")
 
 
 def test_a_clip_is_heard_shown_and_classified(page, address, tmp_path):
@@ -119,19 +168,91 @@ def test_a_recording_becomes_a_clip(page, address):
     assert "recording.wav" in text(page, "#clip")
 
 
-def test_a_guarded_server_asks_for_its_key_once(page, guarded, tmp_path):
-    clip = tmp_path / "clip.wav"
-    clip.write_bytes(file_of(sound(0.5)))
-    page.call("Page.navigate", url=guarded)
-    page.until("document.querySelector('#key')?.hidden === false")
-    page.run("document.querySelector('#secret').value = 'sesame'; document.querySelector('#key button').click()")
-    page.until("document.querySelector('#facts').children.length > 0")
+def test_a_moved_alias_is_shown_with_its_evidence(page, address, shelf, clip):
+    opened(page, address)
+    until_shown(page)
+    assert "the gain is above zero" in text(page, "#evidence")
+    shelf.number = "2"
+    page.until("fetch('/v1/models').then(r => r.json()).then(body => body.data[0].version === '2')")
     page.choose("#file", clip)
-    page.until("document.querySelector('#status').innerText.startsWith('Done')")
+    until_shown(page, 2)
+    until_done(page)
+    assert "whisper-aut/2" in text(page, "#answering")
+    assert "the gain is lost" in text(page, "#evidence")
+    assert "heard by models:/whisper-aut/2" in text(page, "#clip")
+    shelf.number = "1"  # nobody asks: who comes back to the page sees it
+    page.until("fetch('/v1/models').then(r => r.json()).then(body => body.data[0].version === '1')")
+    page.run("document.dispatchEvent(new Event('visibilitychange'))")
+    until_shown(page, 1)
+    assert "heard by models:/whisper-aut/2" in text(page, "#clip"), "who computed an answer does not change"
+
+
+def test_a_page_that_is_only_looked_at_follows_the_alias(page, address, shelf):
+    opened(page, address, HURRY)
+    until_shown(page)
+    shelf.number = "2"
+    until_shown(page, 2)
+
+
+def test_a_clip_given_before_there_is_a_version_waits_for_it(page, shelf, clip):
+    shelf.number = None
+    with served(Service(shelf, poll_s=0.1)) as address:
+        opened(page, address, HURRY, COUNT)
+        page.until("document.querySelector('#absent').innerText.includes('aut run --profile demo')")
+        assert text(page, "#answering") == "No version answers."
+        page.choose("#file", clip)
+        page.until("document.querySelector('#status').innerText.includes('waits for a version')")
+        changes = "new MutationObserver(all => window.changes += all.length)"
+        page.run(f"window.changes = 0; {changes}.observe(document.querySelector('#absent'), {{childList: true}})")
+        page.run("window.asked = 0")
+        page.until("window.asked >= 6")  # three looks
+        assert page.run("window.changes") == 0, "the alert was read out again"
+        shelf.number = "1"
+        until_shown(page)
+        until_done(page)
+    assert text(page, "#absent") == text(page, "#error") == ""
+    assert "whisper-aut/1" in text(page, "#answering")
+
+
+def test_a_guarded_server_asks_for_its_key_once(page, guarded, tmp_path, clip):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF and then nothing")
+    opened(page, guarded)
+    page.until("document.querySelector('#key')?.hidden === false")
+    assert text(page, "#answering") == "A key is needed."
+    assert text(page, ".bad") == ""
+    page.choose("#file", clip)
+    page.until("document.querySelector('#status').innerText === 'clip.wav waits for a key.'")
+    give_key(page, KEY)
+    until_shown(page)
+    until_done(page)  # without being given again
     assert page.run("document.querySelector('#key').hidden") is True, "it asked for the key again"
+    assert page.run("document.activeElement.id") == "file"
     page.run("document.querySelector('#evidence p a').click()")
     page.until("document.querySelector('#status').innerText.includes('saved as report.html')")
     assert text(page, "#error") == ""
+    page.choose("#file", broken)
+    page.until("document.querySelector('#error').innerText.length > 0")
+    assert page.run("document.querySelector('#key').hidden") is True
+
+
+def test_a_wrong_key_is_told_and_no_more_is_asked_until_another_comes(page, guarded):
+    opened(page, guarded, HURRY, COUNT)
+    page.until("document.querySelector('#key')?.hidden === false")
+    for key in ("wrong", "鍵", "wrong"):
+        page.run("document.querySelector('#wrong').textContent = ''")
+        give_key(page, key)
+        page.until("document.querySelector('#wrong').innerText === 'That is not the key of this server.'")
+        assert page.run("document.activeElement.id") == "secret"
+    page.run("window.asked = 0")
+    page.run("new Promise(done => wait(done, 1000))")  # three looks of a hurried page
+    assert page.run("window.asked") == 0
+    give_key(page, KEY)
+    until_shown(page)
+    assert text(page, "#wrong") == ""
+    page.run("window.asked = 0")
+    page.run("new Promise(done => wait(done, 3500))")
+    assert 1 <= page.run("window.asked") <= 3, "a look each 30 s (here 1.5), whatever was tried before"
 
 
 def test_every_control_is_reached_by_keyboard_and_has_a_name(page, address):

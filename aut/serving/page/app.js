@@ -2,9 +2,13 @@
 /* The page: a clip in, what the model hears and says of it out. It asks this server, and nobody else. */
 
 const byId = (id) => document.getElementById(id);
-const status = (text) => { byId("status").textContent = text; };
-const fail = (text) => { byId("error").textContent = text; if (text) status(""); };
+/** Text that is there already is left alone: a screen reader would read it again. */
+const say = (id, text) => { if (byId(id).textContent !== text) byId(id).textContent = text; };
+const status = (text) => say("status", text);
+const fail = (text) => { say("error", text); if (text) status(""); };
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 let latest = 0; // only the newest clip's answer is shown
+let waiting = null; // a clip that is asked again once there is a key, or a version
 
 /** An element with text or children; nothing is ever parsed as HTML. */
 function make(tag, content = "", attributes = {}) {
@@ -14,47 +18,59 @@ function make(tag, content = "", attributes = {}) {
   return node;
 }
 
-/** A route's answer, asked with the key where there is one. */
-async function fetched(path, options = {}) {
+/** A route's answer, asked with the key where there is one; an Error with the server's own word and sentence otherwise. */
+async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
-  const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  try {
-    return await fetch(path, { ...options, headers });
-  } catch {
-    throw new Error("The server does not answer.");
-  }
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${inBytes(key)}` } : {}) };
+  const answer = await fetch(path, { ...options, headers }).catch(() => { throw new Error("The server does not answer."); });
+  if (answer.ok) return answer;
+  const { error } = await answer.json().catch(() => ({}));
+  if (answer.status === 401) askForKey(key);
+  throw Object.assign(new Error(error ? error.message : `The server answered ${answer.status}.`), { reason: error?.reason });
 }
 
-/** JSON of a route; an Error with the server's own sentence otherwise. */
-async function ask(path, options = {}) {
-  const answer = await fetched(path, options);
-  const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) byId("key").hidden = false;
-  if (!answer.ok) throw new Error(body.error ? body.error.message : `The server answered ${answer.status}.`);
-  return body;
+/** UTF-8, a character a byte: a header holds no others, and the server's key may be in any script. */
+const inBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
+/** `tried` is the key that was refused, null where none was sent. */
+function askForKey(tried) {
+  if (tried !== sessionStorage.getItem("key")) return; // refused meanwhile, or another has been given
+  sessionStorage.removeItem("key");
+  byId("key").hidden = false;
+  if (!tried) return;
+  say("wrong", "That is not the key of this server.");
+  byId("secret").select();
 }
+
+const AWAITED = ["key", "starting", "no_version", "registry_away", "refused"]; // the server's words for what may come yet
 
 async function listen(file) {
   const turn = ++latest;
+  waiting = null;
   fail("");
   status(`Listening to ${file.name} …`);
   const send = (path) => ask(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
   try {
-    const features = await send("/v1/features");
-    const classes = await send("/v1/classify?top=5&neighbours=5");
+    const features = await (await send("/v1/features")).json();
+    const answer = await send("/v1/classify?top=5&neighbours=5");
+    const classes = await answer.json();
     if (turn !== latest) return;
     byId("results").hidden = false;
     show(file, features, classes);
     status(`Done: ${file.name}, ${features.seconds} s, answered by ${classes.model}.`);
+    if (shown !== identity(answer.headers.get("X-Model-Version"), answer.headers.get("X-Model-Weights"))) introduce();
   } catch (error) {
     if (turn !== latest) return;
     byId("results").hidden = true;
-    fail(error.message);
+    if (!AWAITED.includes(error.reason)) return fail(sentence(error.message));
+    waiting = file;
+    status(`${file.name} waits for a ${error.reason === "key" ? "key" : "version that answers"}.`);
+    if (error.reason !== "key") introduce();
   }
 }
 
 function show(file, features, classes) {
-  byId("clip").textContent = `${file.name}, ${features.seconds.toFixed(2)} s`;
+  byId("clip").textContent = `${file.name}, ${features.seconds.toFixed(2)} s, heard by ${classes.model}`;
   const player = byId("player");
   if (player.src) URL.revokeObjectURL(player.src);
   player.src = URL.createObjectURL(file);
@@ -181,21 +197,51 @@ async function wav(blob) {
   return new File([view.buffer], "recording.wav", { type: "audio/wav" });
 }
 
+let shown = null; // which version is
+let looks = 0; // only the newest look counts, so that there is one timer
+let timer = 0;
+const identity = (version, weights) => `${version} ${weights}`;
+
+/** Shows the version that answers, and looks again: an alias moves while a page is open. */
 async function introduce() {
+  const look = ++looks;
+  clearTimeout(timer);
   try {
-    const [model] = (await ask("/v1/models")).data;
-    if (!model) {
-      const told = await fetch("/health/ready").then((r) => r.json());
-      throw new Error(told.error ? told.error.message : "No version answers yet.");
-    }
-    byId("answering").textContent = `${model.id}${model.alias ? `, the ${model.alias}` : ""}`;
+    const model = await answering();
+    if (look !== looks) return;
+    timer = setTimeout(introduce, 30_000);
+    present(model);
+  } catch (error) {
+    if (look !== looks) return;
+    shown = null;
+    byId("facts").replaceChildren();
+    byId("evidence").replaceChildren();
+    const needed = error.reason === "key"; // then a person is waited for, not the server
+    if (!needed) timer = setTimeout(introduce, 5_000);
+    say("answering", needed ? "A key is needed." : error.reason ? "No version answers." : error.message);
+    say("absent", needed || !error.reason ? "" : sentence(error.message));
+  }
+}
+
+async function answering() {
+  const [model] = (await (await ask("/v1/models")).json()).data;
+  if (model) return model;
+  await ask("/health/ready"); // says why, as an error; or one came meanwhile
+  return answering();
+}
+
+function present(model) {
+  say("answering", `${model.id}${model.alias ? `, the ${model.alias}` : ""}`);
+  say("absent", "");
+  say("wrong", "");
+  if (byId("key").contains(document.activeElement)) byId("file").focus();
+  byId("key").hidden = true;
+  if (shown !== identity(model.id, model.weights)) {
+    shown = identity(model.id, model.weights);
     facts(model);
     evidence(model);
-  } catch (error) {
-    byId("answering").textContent = "No version answers.";
-    fail(error.message);
-    setTimeout(introduce, 5000);
   }
+  if (waiting) listen(waiting);
 }
 
 function facts(model) {
@@ -229,14 +275,12 @@ function report() {
     if (!sessionStorage.getItem("key")) return;
     event.preventDefault();
     try {
-      const answer = await fetched("/report");
-      if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
-      const saved = make("a", "", { href: URL.createObjectURL(await answer.blob()), download: "report.html" });
+      const saved = make("a", "", { href: URL.createObjectURL(await (await ask("/report")).blob()), download: "report.html" });
       saved.click();
       setTimeout(() => URL.revokeObjectURL(saved.href), 60_000);
       status("The report is saved as report.html.");
     } catch (error) {
-      fail(error.message);
+      fail(sentence(error.message));
     }
   });
   return link;
@@ -273,9 +317,9 @@ byId("record").disabled = !(navigator.mediaDevices && window.MediaRecorder);
 byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("key", byId("secret").value);
-  byId("key").hidden = true;
-  fail("");
+  byId("secret").focus(); // a wrong key is typed again
   introduce();
 });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) introduce(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn && drawWave(drawn));
 introduce();
