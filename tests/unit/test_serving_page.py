@@ -21,6 +21,11 @@ pytestmark = [
 KEY = "Schlüssel-鍵"  # beyond Latin-1, which is all that a header holds as text
 HURRY = "const wait = setTimeout; window.setTimeout = (call, ms) => wait(call, ms / 20)"
 COUNT = "window.asked = 0; const real = fetch; window.fetch = (...all) => { asked++; return real(...all); }"
+STREAMS = (
+    "const streams = [], given = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+    "const keep = (stream) => { streams.push(stream); return stream; }"
+)
+LIVE = "streams.flatMap(s => s.getTracks()).filter(track => track.readyState === 'live').length"
 PICTURES = os.environ.get("AUT_TEST_PICTURES")  # a folder: screenshots are kept there
 
 
@@ -157,15 +162,74 @@ def test_what_is_no_audio_is_told_and_the_next_clip_works(page, address, tmp_pat
     assert text(page, "#error") == ""
 
 
+def press(page):
+    page.run("document.querySelector('#record').click()")
+
+
+def until_recording(page, on=True):
+    page.until(f"document.querySelector('#record').innerText === '{'Stop' if on else 'Record'}'")
+
+
 def test_a_recording_becomes_a_clip(page, address):
-    page.call("Page.navigate", url=address)
-    page.until("document.querySelector('#facts')?.children.length > 0")
-    page.run("document.querySelector('#record').click()")
-    page.until("document.querySelector('#record').getAttribute('aria-pressed') === 'true'")
+    opened(page, address)
+    until_shown(page)
+    press(page)
+    until_recording(page)
     page.run("new Promise(done => setTimeout(done, 1200))")
-    page.run("document.querySelector('#record').click()")
-    page.until("document.querySelector('#status').innerText.startsWith('Done')")
+    press(page)
+    until_done(page)
     assert "recording.wav" in text(page, "#clip")
+    assert text(page, "#record") == "Record"
+
+
+def test_a_second_press_while_the_microphone_is_asked_for_starts_nothing(page, address):
+    slowly = "async (what) => { await new Promise(done => setTimeout(done, 500)); return keep(await given(what)); }"
+    opened(page, address, STREAMS, f"navigator.mediaDevices.getUserMedia = {slowly}")
+    until_shown(page)
+    press(page)
+    press(page)
+    until_recording(page)
+    assert page.run("streams.length") == 1
+    page.run("new Promise(done => setTimeout(done, 600))")
+    press(page)
+    until_done(page)
+    assert page.run(LIVE) == 0, "the microphone is still on"
+
+
+def test_a_recorder_that_cannot_be_made_leaves_no_microphone_on(page, address):
+    broken = "window.MediaRecorder = class { constructor() { throw new Error() } }"
+    opened(
+        page, address, STREAMS, "navigator.mediaDevices.getUserMedia = async (what) => keep(await given(what))", broken
+    )
+    until_shown(page)
+    press(page)
+    page.until("document.querySelector('#error').innerText.includes('cannot record')")
+    assert page.run("streams.length") == 1
+    assert page.run(LIVE) == 0
+    assert text(page, "#record") == "Record"
+
+
+def test_a_recording_has_its_own_thirty_seconds(page, address):
+    """Thirty are three here. The first one's timer would end the second after one and a half."""
+    opened(page, address, HURRY.replace("20", "10"))
+    until_shown(page)
+    press(page)
+    until_recording(page)
+    page.run("new Promise(done => wait(done, 1500))")
+    press(page)
+    until_done(page)
+    press(page)
+    until_recording(page)
+    begun = time.monotonic()
+    until_recording(page, on=False)
+    assert time.monotonic() - begun > 2.5
+
+
+def test_where_a_browser_does_not_record_the_page_says_why(page, address):
+    opened(page, address.replace("127.0.0.1", "elsewhere.test"))
+    until_shown(page)
+    assert page.run("document.querySelector('#record').disabled") is True
+    assert text(page, "#unrecorded") == "Browsers record on https or localhost only."
 
 
 def test_a_moved_alias_is_shown_with_its_evidence(page, address, shelf, clip):

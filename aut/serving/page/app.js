@@ -149,38 +149,50 @@ function drawMel({ frames, bins, data }) {
 }
 
 /* A recording is turned into a WAV file here: browsers record in formats that no audio library of the server reads. */
-let recorder = null;
+let recorder = null; // "asked" while the browser asks a person for the microphone
 async function record() {
+  if (recorder === "asked") return;
   if (recorder) return recorder.stop();
+  recorder = "asked";
   fail("");
-  let stream;
+  status("Waiting for the microphone …");
+  let stream = null;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    recorder = recording(stream);
+    recorder.start();
   } catch {
-    return fail("No microphone: it was refused, or there is none. (Browsers need https or localhost.)");
+    if (stream) silence(stream);
+    recorder = null;
+    return fail(stream ? "This browser cannot record what its microphone gives." : "No microphone: it was refused, or there is none.");
   }
-  const parts = [];
-  recorder = new MediaRecorder(stream);
-  recorder.ondataavailable = (event) => parts.push(event.data);
-  recorder.onstop = async () => {
-    stream.getTracks().forEach((track) => track.stop());
-    pressed(false);
+  label("Stop");
+  status("Recording, 30 s at most. Press Stop to end it.");
+}
+
+function recording(stream) {
+  const parts = [], made = new MediaRecorder(stream);
+  const limit = setTimeout(() => made.stop(), 30_000);
+  made.ondataavailable = (event) => parts.push(event.data);
+  made.onstop = async () => {
+    clearTimeout(limit);
+    silence(stream);
+    label("Record");
     recorder = null;
     try {
       listen(await wav(new Blob(parts)));
     } catch {
-      fail("The recording could not be read.");
+      fail("The recording could not be read: it may have been too short.");
     }
   };
-  recorder.start();
-  pressed(true);
-  status("Recording. Press again to stop.");
-  setTimeout(() => recorder && recorder.stop(), 30000);
+  return made;
 }
 
-function pressed(on) {
-  byId("record").setAttribute("aria-pressed", on);
-  byId("record").textContent = on ? "Stop" : "Record";
+const silence = (stream) => stream.getTracks().forEach((track) => track.stop());
+
+function label(text) {
+  say("record", text);
+  byId("record").classList.toggle("running", text === "Stop");
 }
 
 async function wav(blob) {
@@ -313,7 +325,10 @@ byId("file").addEventListener("change", (event) => {
   event.target.value = ""; // the same file again is a change, too
 });
 byId("record").addEventListener("click", record);
-byId("record").disabled = !(navigator.mediaDevices && window.MediaRecorder);
+if (!(navigator.mediaDevices && window.MediaRecorder)) {
+  byId("record").disabled = true;
+  say("unrecorded", isSecureContext ? "This browser does not record." : "Browsers record on https or localhost only.");
+}
 byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("key", byId("secret").value);
