@@ -35,6 +35,7 @@ class Page:
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setScrollbarsHidden", hidden=True)  # a picture would be narrower than the page by one
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self.count += 1
@@ -62,6 +63,14 @@ class Page:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(f) for f in files])
+
+    def drop(self, selector: str, *files: Path) -> None:
+        """From outside the browser, on the middle of an element."""
+        box = f"document.querySelector('{selector}').getBoundingClientRect()"
+        x, y = self.run(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({box})")
+        data = {"items": [], "files": [str(f) for f in files], "dragOperationsMask": 1}
+        for step in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=step, x=x, y=y, data=data)
 
     def show(self, width: int, dark: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)

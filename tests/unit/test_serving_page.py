@@ -1,11 +1,13 @@
 """The page in a real browser: a clip in, classes and pictures out; an error is told; nothing goes elsewhere."""
 
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -110,6 +112,16 @@ def until_done(page):
     page.until("document.querySelector('#status').innerText.startsWith('Done')")
 
 
+def pictures(page, name):
+    """Nothing sticks out at any width; where asked for, how it looks is kept."""
+    for width in (1100, 360):
+        for dark in (False, True):
+            page.show(width, dark)
+            assert page.run("document.documentElement.scrollWidth <= innerWidth"), f"it scrolls sideways at {width}"
+            if PICTURES:
+                page.picture(Path(PICTURES) / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+
+
 def give_key(page, key):
     page.run(f"document.querySelector('#secret').value = '{key}'; document.querySelector('#key button').click()")
 
@@ -136,30 +148,86 @@ def test_a_clip_is_heard_shown_and_classified(page, address, tmp_path):
     assert {url.removeprefix(address).partition("?")[0] for url in page.requested()} >= {"/"}
     assert all(url.startswith(address) for url in page.requested())
     assert page.complaints() == []
-    for width in (1100, 360):
-        for dark in (False, True):
-            page.show(width, dark)
-            assert page.run("document.documentElement.scrollWidth <= innerWidth"), f"it scrolls sideways at {width}"
-            if PICTURES:
-                page.picture(Path(PICTURES) / f"page-{width}-{'dark' if dark else 'light'}.png")
+    pictures(page, "result")
 
 
-def test_what_is_no_audio_is_told_and_the_next_clip_works(page, address, tmp_path):
-    broken, clip = tmp_path / "broken.wav", tmp_path / "clip.wav"
-    broken.write_bytes(b"RIFF and then nothing")
-    clip.write_bytes(file_of(sound(0.5)))
-    page.call("Page.navigate", url=address)
-    page.until("document.querySelector('#facts')?.children.length > 0")
-    page.choose("#file", broken)
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("broken.wav", b"RIFF and then nothing", "no recording that can be read here: wav, flac, ogg and mp3 are."),
+        ("empty.wav", b"", "the file is empty."),
+        ("cut.wav", file_of(sound(0.5))[:9_000], "it ends too early, the file is not whole."),
+        ("long.wav", file_of(np.zeros(2_000 * 301), 2_000), "it lasts 301.0 s, the limit is 300 s."),
+        ("large.wav", bytes(40 << 20), "it is over the limit of 32 MB."),
+    ],
+)
+def test_what_cannot_be_heard_is_told_by_its_name_and_the_next_clip_works(
+    page, address, tmp_path, clip, name, content, said
+):
+    opened(page, address)
+    until_shown(page)
+    (tmp_path / name).write_bytes(content)
+    page.choose("#file", tmp_path / name)
     page.until("document.querySelector('#error').innerText.length > 0")
-    assert page.run("document.querySelector('#results').hidden")
+    assert text(page, "#error") == f"{name}: {said}"
+    assert page.run("document.querySelector('#results').hidden && document.querySelector('#skip').hidden")
     assert page.run("document.querySelector('#error').getAttribute('role')") == "alert"
-    if PICTURES:
-        page.show(720)
-        page.picture(Path(PICTURES) / "page-error.png")
+    pictures(page, "error")
     page.choose("#file", clip)
-    page.until("document.querySelector('#status').innerText.startsWith('Done')")
+    until_done(page)
     assert text(page, "#error") == ""
+
+
+@pytest.mark.parametrize("selector", ["#drop", "header"])
+def test_a_file_is_heard_wherever_it_is_dropped(page, address, clip, selector):
+    opened(page, address)
+    until_shown(page)
+    page.drop(selector, clip)
+    until_done(page)
+    assert "clip.wav" in text(page, "#clip")
+    assert page.run("document.querySelector('#drop').className") == ""
+    assert page.run("location.pathname") == "/"
+
+
+def test_a_server_that_is_gone_is_told(page, shelf, clip):
+    with served(Service(shelf, poll_s=0.1)) as address:
+        opened(page, address, HURRY)
+        until_shown(page)
+    page.choose("#file", clip)
+    page.until("document.querySelector('#error').innerText === 'clip.wav: the server does not answer.'")
+    page.until("document.querySelector('#answering').innerText === 'The server does not answer.'")
+    assert text(page, "#facts") == "", "nothing answers"
+
+
+def test_results_of_the_clip_before_are_marked_while_the_next_is_asked(page, address, tmp_path, clip):
+    slowly = "const real = fetch; window.fetch = async (...all) => { await window.held; return real(...all); }"
+    opened(page, address, slowly)
+    until_shown(page)
+    page.choose("#file", clip)
+    until_done(page)
+    busy = "document.querySelector('#results').getAttribute('aria-busy')"
+    assert page.run(busy) is None
+    page.run("window.held = new Promise(done => window.release = done); 0")
+    page.choose("#file", clip.rename(tmp_path / "second.wav"))
+    page.until("document.querySelector('#status').innerText.startsWith('Listening to second')")
+    assert "clip.wav" in text(page, "#clip")
+    assert page.run(busy) == "true"
+    assert float(page.run("getComputedStyle(document.querySelector('#results')).opacity")) < 1
+    page.run("release()")
+    until_done(page)
+    assert "second.wav" in text(page, "#clip")
+    assert page.run(busy) is None
+
+
+def test_a_silent_clip_is_said_to_be(page, address, tmp_path):
+    silent = tmp_path / "silent.wav"
+    silent.write_bytes(file_of(np.zeros(8_000)))
+    opened(page, address)
+    until_shown(page)
+    page.choose("#file", silent)
+    until_done(page)
+    assert "The clip is silent." in text(page, "#axis")
+    assert page.run("document.querySelector('#wave').getAttribute('aria-label')") == "Waveform, 0.5 s, silent"
 
 
 def press(page):
@@ -229,6 +297,7 @@ def test_where_a_browser_does_not_record_the_page_says_why(page, address):
     opened(page, address.replace("127.0.0.1", "elsewhere.test"))
     until_shown(page)
     assert page.run("document.querySelector('#record').disabled") is True
+    pictures(page, "unrecorded")
     assert text(page, "#unrecorded") == "Browsers record on https or localhost only."
 
 
@@ -264,6 +333,7 @@ def test_a_clip_given_before_there_is_a_version_waits_for_it(page, shelf, clip):
         opened(page, address, HURRY, COUNT)
         page.until("document.querySelector('#absent').innerText.includes('aut run --profile demo')")
         assert text(page, "#answering") == "No version answers."
+        pictures(page, "absent")
         page.choose("#file", clip)
         page.until("document.querySelector('#status').innerText.includes('waits for a version')")
         changes = "new MutationObserver(all => window.changes += all.length)"
@@ -284,7 +354,8 @@ def test_a_guarded_server_asks_for_its_key_once(page, guarded, tmp_path, clip):
     opened(page, guarded)
     page.until("document.querySelector('#key')?.hidden === false")
     assert text(page, "#answering") == "A key is needed."
-    assert text(page, ".bad") == ""
+    assert page.run("[...document.querySelectorAll('.bad')].every(p => p.innerText === '')")
+    assert page.run("document.querySelector('#version').checkVisibility()") is False, "a heading over nothing"
     page.choose("#file", clip)
     page.until("document.querySelector('#status').innerText === 'clip.wav waits for a key.'")
     give_key(page, KEY)
@@ -308,6 +379,7 @@ def test_a_wrong_key_is_told_and_no_more_is_asked_until_another_comes(page, guar
         give_key(page, key)
         page.until("document.querySelector('#wrong').innerText === 'That is not the key of this server.'")
         assert page.run("document.activeElement.id") == "secret"
+    pictures(page, "wrong")
     page.run("window.asked = 0")
     page.run("new Promise(done => wait(done, 1000))")  # three looks of a hurried page
     assert page.run("window.asked") == 0
@@ -319,16 +391,51 @@ def test_a_wrong_key_is_told_and_no_more_is_asked_until_another_comes(page, guar
     assert 1 <= page.run("window.asked") <= 3, "a look each 30 s (here 1.5), whatever was tried before"
 
 
-def test_every_control_is_reached_by_keyboard_and_has_a_name(page, address):
-    page.call("Page.navigate", url=address)
-    page.until("document.querySelector('#facts')?.children.length > 0")
-    seen = []
-    for _ in range(6):
-        for kind in ("keyDown", "keyUp"):
-            page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-        seen.append(page.run("document.activeElement.id || document.activeElement.className"))
-    assert {"skip", "file", "record"} <= set(seen)
+def test_every_control_is_reached_by_keyboard_and_has_a_name(page, address, clip):
+    opened(page, address)
+    until_shown(page)
+    pictures(page, "start")
+    assert "skip" not in reached(page), "there is nothing to skip to"
+    page.choose("#file", clip)
+    until_done(page)
+    page.run("document.activeElement.blur()")
+    assert {"skip", "file", "record", "player"} <= set(reached(page))
+    page.run("document.querySelector('#skip').click()")
+    assert page.run("document.activeElement.id") == "results"
     tree = page.call("Accessibility.getFullAXTree")["nodes"]
     controls = [n for n in tree if n.get("role", {}).get("value") in ("button", "link", "textbox")]
     assert controls
     assert all(n["name"]["value"] for n in controls)
+
+
+def reached(page):
+    """What the next tabs lead to."""
+    seen = []
+    for _ in range(6):
+        for kind in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        seen.append(page.run("document.activeElement.id"))
+    return seen
+
+
+def test_the_fields_border_is_seen_in_light_and_dark(page, guarded):
+    opened(page, guarded)
+    page.until("document.querySelector('#key')?.hidden === false")
+    pictures(page, "key")
+    for dark in (False, True):
+        page.show(360, dark)
+        border, within = (colour(page, "#secret", kind) for kind in ("borderTopColor", "backgroundColor"))
+        for ground in (within, colour(page, "body", "backgroundColor")):
+            assert contrast(border, ground) >= 3  # WCAG 2.2, 1.4.11
+
+
+def colour(page, selector, kind):
+    found = page.run(f"getComputedStyle(document.querySelector('{selector}')).{kind}")
+    return [int(part) for part in re.findall(r"\d+", found)[:3]]
+
+
+def contrast(one, other):
+    """WCAG 2.2's ratio of relative luminances."""
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in np.array([one, other]) / 255]
+    low, high = sorted(float(c @ (0.2126, 0.7152, 0.0722)) for c in linear)
+    return (high + 0.05) / (low + 0.05)

@@ -6,7 +6,8 @@ const byId = (id) => document.getElementById(id);
 const say = (id, text) => { if (byId(id).textContent !== text) byId(id).textContent = text; };
 const status = (text) => say("status", text);
 const fail = (text) => { say("error", text); if (text) status(""); };
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+const ended = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
+const sentence = (text) => ended(text[0].toUpperCase() + text.slice(1));
 let latest = 0; // only the newest clip's answer is shown
 let waiting = null; // a clip that is asked again once there is a key, or a version
 
@@ -22,11 +23,11 @@ function make(tag, content = "", attributes = {}) {
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${inBytes(key)}` } : {}) };
-  const answer = await fetch(path, { ...options, headers }).catch(() => { throw new Error("The server does not answer."); });
+  const answer = await fetch(path, { ...options, headers }).catch(() => { throw new Error("the server does not answer"); });
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
   if (answer.status === 401) askForKey(key);
-  throw Object.assign(new Error(error ? error.message : `The server answered ${answer.status}.`), { reason: error?.reason });
+  throw Object.assign(new Error(error ? error.message : `the server answered ${answer.status}`), { reason: error?.reason });
 }
 
 /** UTF-8, a character a byte: a header holds no others, and the server's key may be in any script. */
@@ -42,6 +43,24 @@ function askForKey(tried) {
   byId("secret").select();
 }
 
+/* The server's words for what is wrong with a file, where its sentence is one for programs. */
+const PLAIN = {
+  not_audio: "no recording that can be read here: wav, flac, ogg and mp3 are",
+  truncated: "it ends too early, the file is not whole",
+  corrupt: "it is damaged",
+  empty: "the file is empty",
+  no_clip: "the file is empty",
+  zero_length: "there is no sound in it",
+  busy: "the server is busy, try again in a moment",
+};
+
+/** What became of a file, for a person: named, without its number in the request, in MB. */
+function told(file, { reason, message }) {
+  const megabytes = (_, bytes) => `${(bytes.replaceAll(",", "") / 2 ** 20).toFixed(0)} MB`;
+  const it = message.replace(/^clip 0:? /, "").replace("the body", "it").replace(/^[\d.]+ s,/, "it lasts $&");
+  return ended(`${file.name}: ${PLAIN[reason] || it.replace(/([\d,]+) bytes/g, megabytes)}`);
+}
+
 const AWAITED = ["key", "starting", "no_version", "registry_away", "refused"]; // the server's words for what may come yet
 
 async function listen(file) {
@@ -49,24 +68,33 @@ async function listen(file) {
   waiting = null;
   fail("");
   status(`Listening to ${file.name} …`);
+  byId("results").setAttribute("aria-busy", "true"); // those of the clip before
   const send = (path) => ask(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
   try {
+    await file.slice(0, 1).arrayBuffer().catch(() => { throw new Error("it cannot be read, is it a folder?"); });
     const features = await (await send("/v1/features")).json();
     const answer = await send("/v1/classify?top=5&neighbours=5");
     const classes = await answer.json();
     if (turn !== latest) return;
-    byId("results").hidden = false;
+    reveal(true);
     show(file, features, classes);
     status(`Done: ${file.name}, ${features.seconds} s, answered by ${classes.model}.`);
     if (shown !== identity(answer.headers.get("X-Model-Version"), answer.headers.get("X-Model-Weights"))) introduce();
   } catch (error) {
     if (turn !== latest) return;
-    byId("results").hidden = true;
-    if (!AWAITED.includes(error.reason)) return fail(sentence(error.message));
+    reveal(false);
+    if (!AWAITED.includes(error.reason)) return fail(told(file, error));
     waiting = file;
     status(`${file.name} waits for a ${error.reason === "key" ? "key" : "version that answers"}.`);
     if (error.reason !== "key") introduce();
+  } finally {
+    if (turn === latest) byId("results").removeAttribute("aria-busy");
   }
+}
+
+/** The results, and the link that leads to them. */
+function reveal(on) {
+  byId("results").hidden = byId("skip").hidden = !on;
 }
 
 function show(file, features, classes) {
@@ -74,10 +102,12 @@ function show(file, features, classes) {
   const player = byId("player");
   if (player.src) URL.revokeObjectURL(player.src);
   player.src = URL.createObjectURL(file);
-  drawWave(features);
+  drawn = features;
+  drawWave();
   drawMel(features.mel);
+  const silent = loudest(features) ? "" : " The clip is silent.";
   const cut = features.seconds > features.shown_s ? ` The first ${features.shown_s} s are drawn.` : "";
-  byId("axis").textContent = `0 to ${features.shown_s.toFixed(2)} s. Above the waveform, below log-mel up to 8 kHz.${cut}`;
+  byId("axis").textContent = `0 to ${features.shown_s.toFixed(2)} s. Above the waveform, below log-mel up to 8 kHz.${cut}${silent}`;
   byId("sets").replaceChildren(...Object.entries(classes.data[0].sets).map(([name, set]) => card(name, set)));
   if (!byId("sets").children.length) byId("sets").append(make("p", "This version has no heads: it gives embeddings only."));
 }
@@ -110,19 +140,20 @@ function bar({ label, probability }) {
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 let drawn = null; // redrawn when light turns dark
 
-function drawWave(features) {
-  drawn = features;
+const loudest = ({ low, high }) => Math.max(0, ...high, ...low.map((v) => -v));
+
+function drawWave() {
+  const features = drawn, peak = loudest(features);
   const canvas = byId("wave"), pen = canvas.getContext("2d");
   const { width, height } = canvas, middle = height / 2;
-  const peak = Math.max(0.05, ...features.high, ...features.low.map((v) => -v));
-  const step = width / features.low.length, scale = (middle - 6) / peak;
+  const step = width / features.low.length, scale = (middle - 6) / Math.max(0.05, peak);
   pen.clearRect(0, 0, width, height);
   pen.fillStyle = colour("--accent");
   features.low.forEach((low, i) => {
     const top = middle - features.high[i] * scale;
     pen.fillRect(i * step, top, Math.max(1, step - 0.5), Math.max(1.5, middle - low * scale - top));
   });
-  canvas.setAttribute("aria-label", `Waveform, ${features.shown_s} s, peak ${peak.toFixed(2)} of 1`);
+  canvas.setAttribute("aria-label", `Waveform, ${features.shown_s} s, ${peak ? `peak ${peak.toPrecision(2)} of 1` : "silent"}`);
 }
 
 /* Five stops from dark blue to yellow, lightness rising evenly. */
@@ -230,7 +261,7 @@ async function introduce() {
     byId("evidence").replaceChildren();
     const needed = error.reason === "key"; // then a person is waited for, not the server
     if (!needed) timer = setTimeout(introduce, 5_000);
-    say("answering", needed ? "A key is needed." : error.reason ? "No version answers." : error.message);
+    say("answering", needed ? "A key is needed." : error.reason ? "No version answers." : sentence(error.message));
     say("absent", needed || !error.reason ? "" : sentence(error.message));
   }
 }
@@ -311,14 +342,20 @@ function differences(rows) {
     { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences" });
 }
 
-const drop = byId("drop");
-for (const type of ["dragenter", "dragover"]) {
-  drop.addEventListener(type, (event) => { event.preventDefault(); drop.classList.add("over"); });
-}
-for (const type of ["dragleave", "drop"]) drop.addEventListener(type, () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => {
+/* A file is taken wherever it is dropped: beside the box the browser would leave the page for it. */
+const over = (on) => byId("drop").classList.toggle("over", on);
+const files = (event) => event.dataTransfer.types.includes("Files");
+document.addEventListener("dragover", (event) => {
+  if (!files(event)) return;
   event.preventDefault();
-  if (event.dataTransfer.files.length) listen(event.dataTransfer.files[0]);
+  over(true);
+});
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); }); // out of the window
+document.addEventListener("drop", (event) => {
+  if (!files(event)) return;
+  event.preventDefault();
+  over(false);
+  listen(event.dataTransfer.files[0]);
 });
 byId("file").addEventListener("change", (event) => {
   if (event.target.files.length) listen(event.target.files[0]);
@@ -336,5 +373,5 @@ byId("key").addEventListener("submit", (event) => {
   introduce();
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) introduce(); });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn && drawWave(drawn));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn && drawWave());
 introduce();
