@@ -50,15 +50,22 @@ def shelf(version, other):
     return Shelf({"1": version, "2": other}, "1")
 
 
-@pytest.fixture
-def address(shelf):
-    with served(Service(shelf, poll_s=0.1)) as url:
+@pytest.fixture(scope="module")
+def address(version):
+    """A server whose alias nobody moves."""
+    with served(Service(Shelf({"1": version}, "1"), poll_s=0.1)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded(version):
+    with served(Service(Shelf({"1": version}, "1"), poll_s=0.1, key=KEY)) as url:
         yield url
 
 
 @pytest.fixture
-def guarded(shelf):
-    with served(Service(shelf, poll_s=0.1, key=KEY)) as url:
+def moving(shelf):
+    with served(Service(shelf, poll_s=0.1)) as url:
         yield url
 
 
@@ -301,8 +308,8 @@ def test_where_a_browser_does_not_record_the_page_says_why(page, address):
     assert text(page, "#unrecorded") == "Browsers record on https or localhost only."
 
 
-def test_a_moved_alias_is_shown_with_its_evidence(page, address, shelf, clip):
-    opened(page, address)
+def test_a_moved_alias_is_shown_with_its_evidence(page, moving, shelf, clip):
+    opened(page, moving)
     until_shown(page)
     assert "the gain is above zero" in text(page, "#evidence")
     shelf.number = "2"
@@ -320,8 +327,8 @@ def test_a_moved_alias_is_shown_with_its_evidence(page, address, shelf, clip):
     assert "heard by models:/whisper-aut/2" in text(page, "#clip"), "who computed an answer does not change"
 
 
-def test_a_page_that_is_only_looked_at_follows_the_alias(page, address, shelf):
-    opened(page, address, HURRY)
+def test_a_page_that_is_only_looked_at_follows_the_alias(page, moving, shelf):
+    opened(page, moving, HURRY)
     until_shown(page)
     shelf.number = "2"
     until_shown(page, 2)
