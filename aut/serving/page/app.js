@@ -227,9 +227,7 @@ function label(text) {
 }
 
 async function wav(blob) {
-  const context = new AudioContext({ sampleRate: 16000 });
-  const audio = await context.decodeAudioData(await blob.arrayBuffer());
-  context.close();
+  const audio = await new OfflineAudioContext(1, 1, 16000).decodeAudioData(await blob.arrayBuffer());
   const samples = audio.getChannelData(0), view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const word = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
   word(0, "RIFF"); view.setUint32(4, 36 + 2 * samples.length, true); word(8, "WAVEfmt ");
@@ -252,8 +250,8 @@ async function introduce() {
   try {
     const model = await answering();
     if (look !== looks) return;
-    timer = setTimeout(introduce, 30_000);
     present(model);
+    timer = setTimeout(introduce, 30_000);
   } catch (error) {
     if (look !== looks) return;
     shown = null;
