@@ -1,6 +1,6 @@
 """Audio Flamingo 3 (and Music Flamingo, which has the same tower): attention is masked, then pooled, then normalised.
 
-The only 30-s tower that keeps the padding from attention; its convolutions still hear where the padding begins.
+Its convolutions still hear where the padding begins.
 Source: transformers 5.23, models/audioflamingo3/modeling_audioflamingo3.py, AudioFlamingo3Encoder.forward.
 """
 

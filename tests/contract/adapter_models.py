@@ -1,4 +1,4 @@
-"""Small random models with the towers' own classes, and each tower's own forward on a padded batch.
+"""Small random models with the towers' own classes, and what a tower gives where its whole model calls it.
 
 Ultravox's class is remote code; the reference here is written after fixie-ai/ultravox, ultravox/model/ultravox_model.py
 at 03ac67e (positions cut to the input, `base_model_prefix`) and vLLM's ultravox.py, adapted from ecd58c4 (key mask).
@@ -8,7 +8,19 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-MELS, WIDTH, LAYERS, HEADS, INNER = 80, 32, 2, 4, 64
+MODELS = {
+    "WhisperModel": ("whisper", "encoder"),
+    "WhisperForConditionalGeneration": ("whisper", "model.encoder"),
+    "Qwen2AudioForConditionalGeneration": ("qwen2_audio", "model.audio_tower"),
+    "VoxtralForConditionalGeneration": ("voxtral", "model.audio_tower"),
+    "MossTranscribeDiarizeForConditionalGeneration": ("moss_transcribe_diarize", "model.audio_tower"),
+    "AudioFlamingo3ForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
+    "MusicFlamingoForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
+    "Qwen2_5OmniThinkerForConditionalGeneration": ("qwen2_5_omni", "model.audio_tower"),
+}
+"""Whole models of transformers: the adapter's name, where the tower lies."""
+MELS, WIDTH, LAYERS, HEADS, INNER = 80, 32, 2, 4, 128  # inner is 4 x width as in Whisper: Voxtral stacks by it
+AUDIO = 5  # token that stands for a frame of audio
 NUMBERS = {
     "d_model": WIDTH, "encoder_layers": LAYERS, "encoder_attention_heads": HEADS, "encoder_ffn_dim": INNER,
     "num_mel_bins": MELS,
@@ -99,7 +111,7 @@ def build_model(kind):
             PLAIN | {"model_type": "audioflamingo3_encoder"},
         ),
     }[kind]
-    special = {"audio_token_index" if family == "Qwen2Audio" else "audio_token_id": 5}
+    special = {"audio_token_index" if family == "Qwen2Audio" else "audio_token_id": AUDIO}
     config = getattr(t, f"{family}Config")(
         audio_config=numbers, text_config=TEXT | {"model_type": text, "pad_token_id": 0}, **special
     )
@@ -116,16 +128,52 @@ def shake(module, size=0.1):
 
 
 @torch.no_grad()
-def own_forward(name, tower, mel_BMT, m_B):
-    """The tower's output as its model calls it, [B, F, D]; clips of unequal length padded with NaN."""
-    if name in ("whisper", "qwen2_audio", "voxtral", "moss_transcribe_diarize"):
-        return tower(mel_BMT).last_hidden_state
-    if name == "audio_flamingo3":
-        mask = (torch.arange(mel_BMT.shape[2])[None] < m_B[:, None]).long()
-        return tower(mel_BMT, input_features_mask=mask).last_hidden_state
-    if name == "ultravox":
-        return tower(mel_BMT, m_B)
-    packed = torch.cat([mel_MT[:, :m] for mel_MT, m in zip(mel_BMT, m_B.tolist(), strict=True)], dim=1)
-    flat = tower(packed, feature_lens=m_B).last_hidden_state
-    clips = flat.split((((m_B - 1) // 2 + 1) // 2).tolist())
-    return torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=float("nan"))
+def as_called(kind, model, mel_BMT, m_B):
+    """What leaves the tower where the whole model calls it, [B, F, D], and the tokens that the model goes on with.
+
+    Caught by a hook, as a tower called by hand is called without what its model adds: Qwen2-Audio's mask. Clips of
+    unequal length are padded with NaN. Ultravox, whose model is remote code, is its tower's reference, called with
+    the batch's lengths.
+    """
+    if kind == "ultravox":
+        return model(mel_BMT, m_B), None
+    caught = []
+    with model.get_submodule(MODELS[kind][1]).register_forward_hook(lambda *called: caught.append(called[2])):
+        tokens = _listen(kind, model, mel_BMT, m_B)
+    (output,) = caught
+    h = output.last_hidden_state
+    if h.ndim == 2:  # clips behind each other
+        h = torch.nn.utils.rnn.pad_sequence(h.split(pooled(m_B).tolist()), batch_first=True, padding_value=torch.nan)
+    return h, tokens
+
+
+def _listen(kind, model, mel_BMT, m_B):
+    """Calls the model as its processor's output would, and counts the tokens that come of it."""
+    mask = (torch.arange(mel_BMT.shape[2])[None] < m_B[:, None]).long()
+    if kind.startswith("Whisper"):
+        ids = torch.ones(len(mel_BMT), 1, dtype=torch.long)
+        return model(mel_BMT, decoder_input_ids=ids).encoder_last_hidden_state.shape[:2].numel()
+    if kind.startswith("Qwen2Audio"):  # the model refuses a number of placeholders that is not that of its frames
+        prompts = [[1] + [AUDIO] * f + [1] for f in pooled(m_B).tolist()]
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        there = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        model(input_ids=ids, attention_mask=there, input_features=mel_BMT, feature_attention_mask=mask)
+        return int((ids == AUDIO).sum())
+    listening = {
+        "Voxtral": lambda: model.get_audio_features(mel_BMT),
+        "MossTranscribeDiarize": lambda: model.get_audio_features(
+            mel_BMT, input_features_mask=mask, padding_mask=torch.ones(len(mel_BMT), 480_000)
+        ),
+        "AudioFlamingo3": lambda: model.get_audio_features(mel_BMT, mask),
+        "MusicFlamingo": lambda: model.get_audio_features(
+            mel_BMT, mask, input_ids=torch.tensor([[1] + [AUDIO] * int(pooled(m_B).sum()) + [1]])
+        ),
+        "Qwen2_5OmniThinker": lambda: model.get_audio_features(mel_BMT, feature_attention_mask=mask),
+    }[kind.removesuffix("ForConditionalGeneration")]
+    return len(listening().pooler_output)
+
+
+def pooled(m_B):
+    """Frames after the convolutions' stride of 2 and a mean of 2."""
+    return ((m_B - 1) // 2 + 1) // 2
