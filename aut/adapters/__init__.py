@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from aut.adapters._adapter import Adapter, Tower, account, compare, rename, size_of
+from aut.adapters._adapter import Adapter, Size, Tower, account, agree, compare, rename, size_of
 from aut.adapters._refused import REFUSED
 from aut.errors import ConfigError, DataError
 
@@ -68,8 +68,9 @@ def load_into(model: Any, source: str | Path) -> Loaded:
     encoder, config, weights = _read(source)
     own: dict[str, Tensor] = tower.state_dict()
     theirs = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    settings = tower.config.to_dict()
     heads = int(tower.config.encoder_attention_heads)
-    compare(adapter, _size(config, weights), size_of(theirs, heads))
+    compare(adapter, _size(config, weights), size_of(theirs, heads, settings), settings)
     given = rename(adapter, weights)
     kept = account(adapter, given, theirs)
     for key in given:
@@ -107,10 +108,13 @@ def convert(name: str, source: str | Path, into: Path, target: Path | None = Non
     """Writes a drop-in folder, whole or not at all, and returns its drop_in.json.
 
     Without a target the tower alone; with one, a copy of that model's folder with the encoder in its tower.
+    ConfigError: a folder that is not ours to replace, no target where the tower cannot stand alone, or one that is no
+    model's folder. DataError, MissingInput: a target whose numbers, tensors or files do not fit.
     """
     from aut.adapters import _folder
 
     adapter = open_adapter(name).ADAPTER
+    into = into.resolve()  # a link is written through, not replaced
     _folder.free(into, target)
     encoder, config, weights = _read(source)
     facts = {
@@ -121,13 +125,14 @@ def convert(name: str, source: str | Path, into: Path, target: Path | None = Non
     }
     if target is None:
         return _folder.write_alone(adapter, encoder.encoder.folder, config, weights, into, facts)
-    return _folder.write_model(adapter, int(config["encoder_attention_heads"]), weights, target, into, facts)
+    return _folder.write_model(adapter, _size(config, weights), weights, target, into, facts)
 
 
 def features(name: str, encoder: AudioEncoder, waveforms: Any, rate_hz: int) -> tuple[Tensor, Tensor]:
     """What leaves the tower for these clips: (h_BFD, f_B), before the projector; f_B frames reach the model.
 
-    Clips are of any rate, up to 30 s. The tower is given what its model's processor would give it.
+    Clips are of any rate, up to 30 s. The tower is given what its model's processor would give it. DataError: no clip,
+    one over 30 s, or an encoder that the tower does not take.
     """
     import torch
 
@@ -137,7 +142,11 @@ def features(name: str, encoder: AudioEncoder, waveforms: Any, rate_hz: int) -> 
 
     tower = open_adapter(name)
     inner = cast(Any, _whisper(encoder))
-    x_BT, n_B = (torch.from_numpy(array) for array in stack(encoder.prepare(waveforms, rate_hz)))
+    agree(tower.ADAPTER, inner.tower.state_dict())
+    clips = encoder.prepare(waveforms, rate_hz)
+    if not clips:
+        raise DataError("no clip was given", "give one array, or a list of at least one")
+    x_BT, n_B = (torch.from_numpy(array) for array in stack(clips))
     if x_BT.shape[1] > WINDOW_S * encoder.rate_hz:
         raise DataError(f"a clip has {x_BT.shape[1] / encoder.rate_hz:.1f} s", "cut it into windows of 30 s")
     m_B = (n_B + MEL_HOP - 1) // MEL_HOP
@@ -172,8 +181,8 @@ def _whisper(encoder: AudioEncoder) -> Any:
     return encoder.encoder
 
 
-def _size(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
-    return size_of({k: tuple(t.shape) for k, t in weights.items()}, int(config["encoder_attention_heads"]))
+def _size(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Size:
+    return size_of({k: tuple(t.shape) for k, t in weights.items()}, int(config["encoder_attention_heads"]), config)
 
 
 def _choose() -> str:

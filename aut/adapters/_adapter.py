@@ -34,8 +34,10 @@ class Adapter:
     masked     whether frames beyond a clip's end are kept from attention
     order      what follows the last block
     alone      `model_type` of a folder with the tower only; '' where the tower cannot stand alone
+    lacks      what such a folder would be without, where it cannot
     plain      the tower's config says hidden_size where Whisper's says d_model
     heads      the config class's default, for a saved config that leaves defaults out
+    settings   what else the tower's config must say, or leave at the class's default, for `features` to be its
     renamed    prefix here -> prefix there
     constant   tensors the tower computes: a function of the shape, which ours must equal
     kept       prefixes of the tower's own tensors, which stay as the target has them
@@ -50,8 +52,10 @@ class Adapter:
     masked: bool
     order: str
     alone: str = ""
+    lacks: str = ""
     plain: bool = False
     heads: int = 20
+    settings: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     constant: Mapping[str, Callable[[tuple[int, ...]], Tensor]] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
@@ -68,7 +72,7 @@ class Tower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The numbers in which two Whisper-shaped towers can differ."""
+    """In what two Whisper-shaped towers can differ."""
 
     width: int
     mels: int
@@ -76,10 +80,14 @@ class Size:
     heads: int
     inner: int
     positions: int | None  # None where the tower computes them
+    activation: str
 
 
-def size_of(shapes: Mapping[str, tuple[int, ...]], heads: int) -> Size:
-    """Measured on tensors named as in WhisperEncoder. DataError where they are sharded or packed."""
+def size_of(shapes: Mapping[str, tuple[int, ...]], heads: int, config: Mapping[str, Any]) -> Size:
+    """Measured on tensors named as in WhisperEncoder; what no shape tells is from the tower's config.
+
+    DataError where the tensors are sharded or packed.
+    """
     stem, inner = shapes.get("conv1.weight", ()), shapes.get("layers.0.fc1.weight", ())
     if len(stem) != 3 or len(inner) != 2:
         raise DataError(
@@ -88,12 +96,14 @@ def size_of(shapes: Mapping[str, tuple[int, ...]], heads: int) -> Size:
         )
     positions = shapes.get("embed_positions.weight")
     layers = {key.split(".")[1] for key in shapes if key.startswith("layers.")}
-    return Size(stem[0], stem[1], len(layers), heads, inner[0], positions[0] if positions else None)
+    activation = config.get("activation_function", "gelu")  # the default of every class here
+    return Size(stem[0], stem[1], len(layers), heads, inner[0], positions[0] if positions else None, activation)
 
 
-def compare(adapter: Adapter, ours: Size, theirs: Size) -> None:
-    """DataError naming every number that differs, ours first."""
+def compare(adapter: Adapter, ours: Size, theirs: Size, config: Mapping[str, Any]) -> None:
+    """DataError naming everything that differs, ours first; `config` is the tower's."""
     pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in Size.__dataclass_fields__]
+    pairs += [(name, value, config.get(name)) for name, value in adapter.settings.items()]
     wrong = [f"{name} {a} against {b}" for name, a, b in pairs if a != b and b is not None]
     if wrong:
         raise DataError(
@@ -104,18 +114,20 @@ def compare(adapter: Adapter, ours: Size, theirs: Size) -> None:
 
 def rename(adapter: Adapter, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under the tower's names. DataError where one that the tower computes itself is not equal to it."""
-    given = {}
-    for key, tensor in weights.items():
-        if key not in adapter.constant:
-            given[renamed(key, adapter.renamed)] = tensor
-            continue
-        error = float((tensor.float() - adapter.constant[key](tuple(tensor.shape))).abs().max())
+    agree(adapter, weights)
+    return {renamed(key, adapter.renamed): weights[key] for key in weights if key not in adapter.constant}
+
+
+def agree(adapter: Adapter, weights: Mapping[str, Tensor]) -> None:
+    """DataError where the encoder's differs, by more than storage rounds, from what the tower computes itself."""
+    for key, computed in adapter.constant.items():
+        ours = weights[key].float().cpu()
+        error = float((ours - computed(tuple(ours.shape))).abs().max())
         if not error <= HALF:
             raise DataError(
                 f"{adapter.title} computes {key} itself, and the encoder's differs by {error:.2g}",
                 "only an encoder whose positions stayed as Whisper has them can go there",
             )
-    return given
 
 
 def renamed(key: str, prefixes: Mapping[str, str]) -> str:

@@ -1,31 +1,36 @@
 """Drop-in folders: a tower alone, or a copy of a model whose tower holds the encoder's weights.
 
 In    tensors under Whisper's names, and for a model its folder (config.json, safetensors, one file or shards)
-Out   a folder that `from_pretrained` opens, with drop_in.json: what was put in, what was kept, what was left out
+Out   a folder that `from_pretrained` opens, with drop_in.json: what was put in, kept, left out, and each file's digest
 Why   only shards that hold the tower are rewritten, in the target's precision; the folder is whole or absent. Other
-      weight files of the target are left out: a pickle or a consolidated copy would carry the old tower along.
-Price the target is copied: as many bytes again, as a shared file could be changed through either name.
+      copies of the weights are left out: they would carry the old tower along. The rest is copied byte for byte; that
+      opens no pickle. A folder is replaced only as long as it holds what was written, and nothing else.
+Price the target is copied: as many bytes again, as a shared file could be changed through either name; and each byte
+      of an old drop-in is read again before it is replaced.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor
 
-from aut.adapters._adapter import Adapter, account, compare, rename, size_of
+from aut.adapters._adapter import Adapter, Size, account, compare, rename, size_of
 from aut.errors import ConfigError, DataError, MissingInput
-from aut.files import read_json, replacing, write_json
+from aut.files import digest_file, replacing, write_json
 
 REPORT = "drop_in.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-WEIGHTS = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".gguf", ".onnx"}
-)
+INSTEAD = ("pytorch_model*", "consolidated*", "tf_model*", "flax_model*", "*.safetensors", "*.safetensors.index.json")
+"""At the top of a folder: what a loader may take instead of the files rewritten here."""
+FORMATS = ("*.gguf", "*.onnx", "*.onnx_data*")
+"""Anywhere: the whole model again, for other programs."""
 NUMBERS = {  # WhisperConfig's names, and those of the classes that follow transformers' general ones
     "d_model": "hidden_size",
     "encoder_layers": "num_hidden_layers",
@@ -36,36 +41,73 @@ SHARED = ("num_mel_bins", "max_source_positions", "activation_function", "scale_
 
 
 def free(into: Path, target: Path | None) -> None:
-    """ConfigError where writing `into` would take away something that was not written here."""
-    if target and (into.resolve() == target.resolve() or target.resolve() in into.resolve().parents):
-        raise ConfigError(f"{into} lies in the target itself", "name another folder: the target stays as it is")
-    if into.exists() and not (into / REPORT).is_file() and (not into.is_dir() or any(into.iterdir())):
-        raise ConfigError(f"{into} is there already, and is no drop-in (no {REPORT})", "name another folder")
+    """ConfigError where writing `into` would take away something that was not written here, naming it."""
+    if target:
+        here, there = into.resolve(), target.resolve()
+        if here == there or there in here.parents:
+            raise ConfigError(f"{into} lies in the target itself", "name another folder: the target stays as it is")
+        if here in there.parents:
+            raise ConfigError(f"the target {target} lies in {into}", "name another folder: the target stays as it is")
+    if not into.exists():
+        return
+    if not (into / REPORT).is_file():
+        if not into.is_dir() or any(into.iterdir()):
+            raise ConfigError(f"{into} is there already, and is no drop-in (no {REPORT})", "name another folder")
+    elif found := list(strangers(into)):
+        named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise ConfigError(
+            f"{into} holds what was not written here, or was changed since: {named}",
+            "move that away, or name another folder",
+        )
+
+
+def strangers(folder: Path) -> Iterator[str]:
+    """Names in a drop-in folder that its report does not list, or lists with another digest."""
+    written = read_object(folder / REPORT, "name another folder").get("files")
+    files: dict[str, str] = written if isinstance(written, dict) else {}
+    folders = {str(parent) for file in files for parent in PurePosixPath(file).parents}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            yield name
+        elif path.is_dir():
+            if name not in folders:
+                yield name
+        elif name != REPORT and (name not in files or digest_file(path) != files[name]):
+            yield name
+
+
+def seal(draft: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the report, with the digest of every file beside it, and returns it."""
+    files = {p.relative_to(draft).as_posix(): digest_file(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+    sealed = {**report, "files": files}
+    write_json(draft / REPORT, sealed)
+    return sealed
 
 
 def write_alone(adapter: Adapter, source: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], into: Path,
                 facts: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """The tower's own folder. ConfigError where the tower needs tensors that only a target has."""
+    """The tower's own folder. ConfigError where the tower needs what only a target has."""
     from safetensors.torch import save_file
 
     if not adapter.alone:
-        own = ", ".join(prefix.rstrip(".") for prefix in adapter.kept)
-        raise ConfigError(f"{adapter.title}'s tower has tensors of its own ({own})", "give its folder with --target")
+        raise ConfigError(
+            f"{adapter.title} written alone would lack {adapter.lacks}: that is the target's",
+            "give the folder of the whole model with --target",
+        )
     extractor = source / "preprocessor_config.json"
     if not extractor.is_file():
         raise MissingInput(f"{extractor} is missing", "export the encoder again")
     given = rename(adapter, weights)
-    report = {**facts, "loaded": len(given), "kept": [], "left_out": []}
     with replacing(into) as draft:
         write_json(draft / "config.json", tower_config(adapter, config))
         shutil.copyfile(extractor, draft / extractor.name)
         save_file(given, draft / SINGLE, metadata={"format": "pt"})
-        write_json(draft / REPORT, report)
-    return report
+        return seal(draft, {**facts, "loaded": len(given), "kept": [], "left_out": []})
 
 
 def tower_config(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the tower's class. Whisper's own is taken as it is: its decoder's numbers do no harm."""
+    """config.json of the tower's class. Ultravox's is Whisper's own, as it is: its decoder's numbers do no harm."""
     head = {"architectures": ["WhisperEncoder" if adapter.alone == "whisper" else adapter.tower]}
     if adapter.alone == "whisper":
         return {**config, **head}
@@ -74,10 +116,10 @@ def tower_config(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**head, "model_type": adapter.alone, **numbers, **shared}
 
 
-def write_model(adapter: Adapter, heads: int, weights: Mapping[str, Tensor], target: Path, into: Path,
+def write_model(adapter: Adapter, ours: Size, weights: Mapping[str, Tensor], target: Path, into: Path,
                 facts: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
     """A copy of the target with the encoder in its tower."""
-    config = read_json(target / "config.json")
+    config = model_config(target)
     if config.get("model_type") not in adapter.models:
         named = " or ".join(adapter.models)
         raise ConfigError(f"{target} is a '{config.get('model_type')}', not {named}", "name the tower that it has")
@@ -85,28 +127,66 @@ def write_model(adapter: Adapter, heads: int, weights: Mapping[str, Tensor], tar
     shapes = {key: shape for file in files for key, shape in shapes_of(target / file).items()}
     prefix = tower_prefix(adapter, shapes, target)
     theirs = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-    ours = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    compare(adapter, size_of(ours, heads), size_of(theirs, target_heads(adapter, config)))
+    audio = section(section(config, "thinker_config"), "audio_config")
+    compare(adapter, ours, size_of(theirs, heads_of(adapter, audio), audio), audio)
     given = rename(adapter, weights)
     kept = account(adapter, given, theirs)
     carried, left_out = other_files(target, files)
-    report = {**facts, "loaded": len(given), "kept": [prefix + key for key in kept], "left_out": left_out}
     with replacing(into) as draft:
         for name in (*carried, *files):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
             copy_or_replace(target / name, draft / name, {prefix + key: tensor for key, tensor in given.items()})
-        write_json(draft / REPORT, report)
-    return report
+        report = {**facts, "loaded": len(given), "kept": [prefix + key for key in kept], "left_out": left_out}
+        return seal(draft, report)
+
+
+def model_config(target: Path) -> dict[str, Any]:
+    """config.json of a model's folder. ConfigError: there is none, as where the name of a model was given."""
+    if not (target / "config.json").is_file():
+        named = not target.exists() and not target.is_absolute() and len(target.parts) == 2
+        fetch = f"`hf download {target if named else 'ORGANISATION/MODEL'} --local-dir FOLDER`"
+        raise ConfigError(f"{target} is no model's folder (no config.json)", f"{fetch} makes one, for --target FOLDER")
+    return read_object(target / "config.json", "fetch it again")
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object that was not written by a stage. DataError: something else is there."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}", remedy) from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object, but {type(value).__name__}", remedy)
+    return value
+
+
+def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The part of a config with that name; the whole where there is none: a tower's own folder, Whisper's."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else config
+
+
+def heads_of(adapter: Adapter, audio: Mapping[str, Any]) -> int:
+    name = "encoder_attention_heads"
+    return int(audio.get(name) or audio.get(NUMBERS[name]) or adapter.heads)
 
 
 def weight_files(target: Path) -> list[str]:
-    """Names of the target's safetensors. MissingInput where it has none: pickles are never opened."""
-    index = target / INDEX
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [SINGLE]
+    """Names of the target's safetensors, chosen as transformers does: one file before shards.
+
+    MissingInput where it has none: pickles are never opened. DataError: an index that names none, or another folder's.
+    """
+    if (target / SINGLE).is_file() or not (target / INDEX).is_file():
+        names, remedy = [SINGLE], "give a model saved as safetensors; pickles are not opened"
+    else:
+        places = read_object(target / INDEX, "fetch it again").get("weight_map")
+        names = sorted(set(places.values())) if isinstance(places, dict) else []
+        remedy = "fetch the model again, in full"
+        if not names or any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+            raise DataError(f"{target / INDEX} names no files of its folder", remedy)
     for name in names:
         if not (target / name).is_file():
-            raise MissingInput(
-                f"{target}/{name} is missing", "give a model saved as safetensors; pickles are not opened"
-            )
+            raise MissingInput(f"{target}/{name} is missing", remedy)
     return names
 
 
@@ -134,22 +214,28 @@ def tower_prefix(adapter: Adapter, shapes: Iterable[str], target: Path) -> str:
     return found[0]
 
 
-def target_heads(adapter: Adapter, config: Mapping[str, Any]) -> int:
-    """Heads of the audio tower: at the top of a Whisper's config, below `audio_config` elsewhere."""
-    if config.get("model_type") == adapter.alone:
-        audio = config
-    else:
-        audio = config.get("audio_config") or (config.get("thinker_config") or config).get("audio_config") or config
-    name = "encoder_attention_heads"
-    return int(audio.get(name) or audio.get(NUMBERS[name]) or adapter.heads)
-
-
 def other_files(target: Path, files: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Files to carry over, and weight files of another format, left out."""
-    names = sorted(p.name for p in target.iterdir() if p.is_file() and not p.name.startswith("."))
-    rest = [name for name in names if name not in files and name != REPORT]
-    left_out = [name for name in rest if Path(name).suffix in WEIGHTS]
-    return [name for name in rest if name not in left_out], left_out
+    """What to carry over, subfolders too, and what is left out: other copies of the weights, hidden files, links to
+    folders. Names relative to the target, sorted."""
+    carried: list[str] = []
+    left_out: list[str] = []
+    for name in sorted(_walk(target, target)):
+        if name in files or name == REPORT:
+            continue
+        path = target / name
+        index = name == INDEX and SINGLE not in files
+        top = "/" not in name and not index
+        copy = any(fnmatch(path.name, pattern) for pattern in (*FORMATS, *(INSTEAD if top else ())))
+        (left_out if copy or path.name.startswith(".") or not path.is_file() else carried).append(name)
+    return carried, left_out
+
+
+def _walk(folder: Path, root: Path) -> Iterator[str]:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            yield from _walk(path, root)
+        else:
+            yield path.relative_to(root).as_posix()
 
 
 def copy_or_replace(old: Path, new: Path, given: Mapping[str, Tensor]) -> None:

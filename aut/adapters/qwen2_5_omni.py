@@ -9,6 +9,7 @@ Source: transformers 5.23, models/qwen2_5_omni/modeling_qwen2_5_omni.py, Qwen2_5
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from aut.adapters._adapter import Adapter
 from aut.adapters._forward import blocks, halved, strided
 
 CHUNK = 200
-"""Mel frames of a chunk: 2 x n_window of the published configs."""
+"""Mel frames of a chunk: 2 x n_window of the published configs; a tower with another one is refused."""
 
 
 def sinusoids(shape: tuple[int, ...]) -> Tensor:
@@ -42,6 +43,8 @@ ADAPTER = Adapter(
     renamed={"layer_norm.": "ln_post."},
     constant={"embed_positions.weight": sinusoids},
     kept=("proj.", "audio_bos_eos_token."),
+    lacks="the tower's proj and audio_bos_eos_token",
+    settings={"n_window": CHUNK // 2},
 )
 
 
@@ -50,8 +53,17 @@ def features(encoder: Any, mel_BMT: Tensor, m_B: Tensor) -> tuple[Tensor, Tensor
     clips = [mel_MT[:, : int(m)].T.split(CHUNK) for mel_MT, m in zip(mel_BMT, m_B, strict=True)]
     chunks = [chunk for clip in clips for chunk in clip]
     m_C = torch.tensor([len(chunk) for chunk in chunks])
-    h_CFD = blocks(encoder, pad_sequence(chunks, batch_first=True).transpose(1, 2), m_C, stem_masked=True)
+    h_CFD = blocks(computed(encoder), pad_sequence(chunks, batch_first=True).transpose(1, 2), m_C, stem_masked=True)
     pieces = iter([h_FD[: int(f)] for h_FD, f in zip(h_CFD, strided(m_C), strict=True)])
     joined = [torch.cat([next(pieces) for _ in clip])[None] for clip in clips]
     rows = [encoder.layer_norm(halved(h_1FD))[0] for h_1FD in joined]
     return pad_sequence(rows, batch_first=True), strided(m_B) // 2
+
+
+def computed(encoder: Any) -> Any:
+    """The encoder as `blocks` reads it, with the positions that the tower computes: ours may be off by a rounding."""
+    ours = encoder.embed_positions.weight
+    embedding: Any = torch.nn.Embedding
+    positions = embedding.from_pretrained(sinusoids(tuple(ours.shape)).to(ours))
+    rest = {name: getattr(encoder, name) for name in ("conv1", "conv2", "layers", "dropout", "training")}
+    return SimpleNamespace(embed_positions=positions, **rest)

@@ -22,7 +22,7 @@ ADAPTER = Adapter(
     length="padded",
     masked=False,
     order="norm",
-    alone="whisper",
+    lacks="the decoder",
     heads=6,
 )
 

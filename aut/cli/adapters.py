@@ -23,7 +23,7 @@ def drop_in(encoder: str, name: str, into: str, target: str) -> None:
     typer.echo(f"{into}: {report['loaded']} tensors of {report['encoder']['name']} in {adapter.tower}")
     typer.echo(f"kept from the target: {', '.join(report['kept']) or 'nothing of the tower'}")
     if report["left_out"]:
-        typer.echo(f"left out, as they hold other weights: {', '.join(report['left_out'])}")
+        typer.echo(f"left out (other copies of the weights, hidden files): {', '.join(report['left_out'])}")
 
 
 def _found(encoder: str) -> str | Path:

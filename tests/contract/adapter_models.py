@@ -17,6 +17,7 @@ MODELS = {
     "AudioFlamingo3ForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
     "MusicFlamingoForConditionalGeneration": ("audio_flamingo3", "model.audio_tower"),
     "Qwen2_5OmniThinkerForConditionalGeneration": ("qwen2_5_omni", "model.audio_tower"),
+    "Qwen2_5OmniForConditionalGeneration": ("qwen2_5_omni", "thinker.model.audio_tower"),
 }
 """Whole models of transformers: the adapter's name, where the tower lies."""
 MELS, WIDTH, LAYERS, HEADS, INNER = 80, 32, 2, 4, 128  # inner is 4 x width as in Whisper: Voxtral stacks by it
@@ -100,6 +101,14 @@ def build_model(kind):
         text = {k: v for k, v in TEXT.items() if k != "head_dim"}
         config = Qwen2_5OmniThinkerConfig(audio_config=audio, vision_config=vision, text_config=text)
         return t.Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
+    if kind == "Qwen2_5OmniForConditionalGeneration":
+        from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniConfig
+
+        thinker = build_model("Qwen2_5OmniThinkerForConditionalGeneration").config.to_dict()
+        # The talker and its voice hold no tower, and are large.
+        return t.Qwen2_5OmniForConditionalGeneration(
+            Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False)
+        ).eval()
     family, text, numbers = {
         "Qwen2AudioForConditionalGeneration": ("Qwen2Audio", "qwen2", NUMBERS),
         "VoxtralForConditionalGeneration": ("Voxtral", "llama", PLAIN),
@@ -170,6 +179,7 @@ def _listen(kind, model, mel_BMT, m_B):
             mel_BMT, mask, input_ids=torch.tensor([[1] + [AUDIO] * int(pooled(m_B).sum()) + [1]])
         ),
         "Qwen2_5OmniThinker": lambda: model.get_audio_features(mel_BMT, feature_attention_mask=mask),
+        "Qwen2_5Omni": lambda: model.thinker.get_audio_features(mel_BMT, feature_attention_mask=mask),
     }[kind.removesuffix("ForConditionalGeneration")]
     return len(listening().pooler_output)
 

@@ -35,13 +35,13 @@ REFERENCES = [*MODELS, "ultravox"]
 """What each contract of features is held against."""
 
 
-def write_encoder(folder, moved=False, **extra):
-    """An exported encoder folder; `moved`: its positions are no longer Whisper's sinusoids."""
+def write_encoder(folder, moved=0.0, **extra):
+    """An exported encoder folder; `moved`: by how much its positions are off Whisper's sinusoids."""
     torch.manual_seed(20)
     encoder = shake(build_tower("whisper", **extra))
     weights = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     if moved:
-        weights["embed_positions.weight"] += 0.1 * torch.randn_like(weights["embed_positions.weight"])
+        weights["embed_positions.weight"] += moved * torch.randn_like(weights["embed_positions.weight"]).sign()
     folder.mkdir(parents=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(encoder.config.to_dict()))
@@ -60,7 +60,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    return write_encoder(tmp_path_factory.mktemp("models") / "encoders/moved-0", moved=True)
+    return write_encoder(tmp_path_factory.mktemp("models") / "encoders/moved-0", moved=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,11 @@ def clips():
     ]
 
 
+def contents(folder):
+    """Bytes of every file below, by name."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def mel_of(name, clips):
     """Log-mel as the tower's processor lays it out, and valid mel frames."""
     n_B = torch.tensor([len(c) for c in clips])
@@ -81,8 +86,15 @@ def mel_of(name, clips):
     return mel_BMT, m_B
 
 
-def shapes(state):
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+def open_strictly(cls, folder):
+    """The model of that folder: every tensor of the class is in its files, every tensor of its files in the class."""
+    from transformers import PreTrainedModel
+
+    # Qwen2.5-Omni's own cannot return the loading info.
+    base = cls if cls.__name__.startswith("Auto") else PreTrainedModel
+    opened, info = base.from_pretrained.__func__(cls, folder, output_loading_info=True)
+    assert not {kind: keys for kind, keys in info.items() if keys}
+    return opened
 
 
 # Weights
@@ -111,10 +123,7 @@ def test_a_tower_takes_every_tensor_and_keeps_what_it_says(name, encoder):
 def test_the_tower_alone_loads_strictly_from_its_folder(name, encoder, tmp_path):
     report = convert(name, encoder, tmp_path / "out")
     cls = ModifiedWhisperEncoder if name == "ultravox" else type(build_tower(name))
-    tower, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert not info["mismatched_keys"]
+    tower = open_strictly(cls, tmp_path / "out")
     ours = load_file(encoder / "model.safetensors")
     assert report["loaded"] == len(ours)
     for key, tensor in tower.state_dict().items():
@@ -146,26 +155,45 @@ def test_a_models_folder_is_copied_with_the_encoder_in_its_tower(kind, encoder, 
     target, out = tmp_path / "target", tmp_path / "out"
     model.save_pretrained(target, max_shard_size="40KB")
     (target / "tokenizer.json").write_text("{}")
-    (target / "pytorch_model.bin").write_bytes(b"a pickle")
-    save_file({"old": torch.zeros(1)}, target / "consolidated.safetensors")
-    was = {p.name: p.read_bytes() for p in target.iterdir()}
+    (target / "templates").mkdir()
+    (target / "templates/chat.jinja").write_text("{{ x }}")
+    torch.save({}, target / "spk_dict.pt")  # the whole Qwen2.5-Omni does not open without it
+    old = ["consolidated.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "templates/model.onnx"]
+    for name in old:
+        (target / name).write_bytes(b"the old tower again")
+    (target / ".gitattributes").write_text("")
+    was = contents(target)
     name, _ = MODELS[kind]
     report = convert(name, encoder, out, target)
-    loaded, info = type(model).from_pretrained(out, output_loading_info=True, dtype=torch.float16)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
+    open_strictly(type(model), out)
+    loaded = type(model).from_pretrained(out, dtype=torch.float16)
     load_into(model, encoder)
     for key, tensor in model.state_dict().items():
         # Voxtral keeps its positions in float32 whatever it is asked: values are compared, not types
         torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=0, rtol=0, check_dtype=False)
     assert len([k for k in was if k.startswith("model-")]) > 1  # it was sharded, so that whole shards are copied
-    assert report["left_out"] == ["consolidated.safetensors", "pytorch_model.bin"]
-    assert sorted(p.name for p in out.iterdir()) == sorted({*was, "drop_in.json"} - set(report["left_out"]))
-    assert {p.name: p.read_bytes() for p in target.iterdir()} == was
+    assert report["left_out"] == sorted([".gitattributes", *old])
+    written = contents(out)
+    assert sorted(written) == sorted({*was, "drop_in.json"} - set(report["left_out"]))
+    assert all(written[n] == was[n] for n in was if n in written and not n.endswith(".safetensors"))
+    assert contents(target) == was
     assert json.loads((out / "drop_in.json").read_text()) == report
-    again = {p.name: p.read_bytes() for p in out.iterdir()}
     convert(name, encoder, out, target)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == again
+    assert contents(out) == written
+
+
+@pytest.mark.parametrize("kind", ["WhisperModel", "WhisperForConditionalGeneration"])
+def test_a_whisper_with_its_decoder_opens_in_every_class(kind, encoder, tmp_path):
+    import transformers
+
+    model = shake(build_model(kind))
+    model.save_pretrained(tmp_path / "target")
+    convert("whisper", encoder, tmp_path / "out", tmp_path / "target")
+    ours = load_file(encoder / "model.safetensors")
+    for cls in ("WhisperModel", "WhisperForConditionalGeneration", "AutoModel"):
+        opened = open_strictly(getattr(transformers, cls), tmp_path / "out")
+        for key, tensor in opened.get_encoder().state_dict().items():
+            torch.testing.assert_close(tensor, ours[key], atol=0, rtol=0)
 
 
 # Features
@@ -312,6 +340,7 @@ def test_a_live_model_of_a_refused_kind_is_told_why(encoder):
         ({"encoder_layers": 3}, "layers 2 against 3"),
         ({"encoder_attention_heads": 8}, "heads 4 against 8"),
         ({"encoder_ffn_dim": 96, "max_source_positions": 750}, "inner 128 against 96, positions 1500 against 750"),
+        ({"activation_function": "relu"}, "activation gelu against relu"),
     ],
 )
 def test_a_tower_of_another_size_is_refused_with_both_numbers(extra, numbers, encoder, tmp_path):
@@ -324,6 +353,43 @@ def test_a_tower_of_another_size_is_refused_with_both_numbers(extra, numbers, en
     with pytest.raises(DataError, match=numbers):
         convert("qwen2_audio", encoder, tmp_path / "out", tmp_path / "target")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_with_another_activation_is_refused(name, encoder):
+    with pytest.raises(DataError, match="activation gelu against relu"):
+        load_into(build_tower(name, activation_function="relu"), encoder)
+
+
+def test_an_omni_that_cuts_other_chunks_is_refused(encoder, tmp_path):
+    with pytest.raises(DataError, match="n_window 100 against 50"):
+        load_into(build_tower("qwen2_5_omni", n_window=50), encoder)
+    model = build_model("Qwen2_5OmniForConditionalGeneration")
+    model.config.thinker_config.audio_config.n_window = 50
+    model.save_pretrained(tmp_path / "target")
+    with pytest.raises(DataError, match="n_window 100 against 50"):
+        convert("qwen2_5_omni", encoder, tmp_path / "out", tmp_path / "target")
+
+
+def test_features_are_refused_where_the_weights_are(moved, clips):
+    with pytest.raises(DataError, match=r"computes embed_positions\.weight itself"):
+        features("qwen2_5_omni", aut.load_encoder(moved), clips[1:], rate_hz=16_000)
+    with pytest.raises(DataError, match="no clip was given"):
+        features("voxtral", aut.load_encoder(moved), [], rate_hz=16_000)
+
+
+@torch.no_grad()
+def test_positions_that_storage_rounded_are_the_towers_own(tmp_path, clips):
+    """Within the tolerance of a load, features are still the tower's to 1e-5: it never sees our positions."""
+    rounded = write_encoder(tmp_path / "encoders/rounded-0", moved=0.0037)
+    name, model, tower = reference("Qwen2_5OmniThinkerForConditionalGeneration", 7)
+    load_into(model, rounded)
+    mel_BMT, m_B = mel_of(name, clips[1:3])
+    ours = load_tower(rounded, json.loads((rounded / "config.json").read_text()))
+    h_BFD, f_B = open_adapter(name).features(ours, mel_BMT, m_B)
+    theirs, _ = as_called("Qwen2_5OmniThinkerForConditionalGeneration", model, mel_BMT, m_B)
+    for b, f in enumerate(f_B.tolist()):
+        torch.testing.assert_close(tower.proj(h_BFD[b, :f]), theirs[b, :f], atol=ATOL, rtol=0)
 
 
 def test_computed_positions_must_be_whispers(moved):
@@ -346,22 +412,67 @@ def test_the_positions_it_computes_are_transformers(width):
     torch.testing.assert_close(sinusoids((1500, width)), whispers.detach(), atol=2e-4, rtol=0)
 
 
-def test_a_tower_that_needs_its_own_tensors_is_not_written_alone(encoder, tmp_path):
-    with pytest.raises(ConfigError, match=r"proj, audio_bos_eos_token.*--target"):
-        convert("qwen2_5_omni", encoder, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "lacks"), [("qwen2_5_omni", "proj and audio_bos_eos_token"), ("whisper", "the decoder")]
+)
+def test_what_only_a_target_has_is_not_made_up(name, lacks, encoder, tmp_path):
+    """A folder with Whisper's model_type and no decoder would open in Whisper's classes, with random weights."""
+    with pytest.raises(ConfigError, match=rf"{lacks}: that is the target's\. .*--target"):
+        convert(name, encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_are_not_ours_are_not_overwritten(encoder, tmp_path):
     build_model("WhisperModel").save_pretrained(tmp_path / "target")
     for into in (tmp_path / "target", tmp_path / "target/inside"):
-        with pytest.raises(ConfigError, match="target"):
+        with pytest.raises(ConfigError, match="lies in the target itself"):
             convert("whisper", encoder, into, tmp_path / "target")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match="no drop-in"):
-        convert("whisper", encoder, tmp_path / "mine")
+        convert("voxtral", encoder, tmp_path / "mine")
     assert (tmp_path / "mine/thesis.tex").read_text() == "x"
+
+
+def test_a_target_within_a_drop_in_is_not_replaced_with_it(encoder, tmp_path):
+    convert("voxtral", encoder, tmp_path / "out")
+    build_model("WhisperModel").save_pretrained(tmp_path / "out/target")
+    was = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"the target .*target lies in .*out"):
+        convert("whisper", encoder, tmp_path / "out", tmp_path / "out/target")
+    assert contents(tmp_path) == was
+
+
+def test_what_was_put_into_a_drop_in_is_never_taken_away(encoder, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    report = convert("voxtral", encoder, out)
+    assert sorted(report["files"]) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    config = (out / "config.json").read_text()
+
+    def refused(name):
+        with pytest.raises(ConfigError, match=rf"not written here, or was changed since: {name}\. "):
+            convert("voxtral", encoder, out)
+
+    (out / "projector.safetensors").write_text("trained for days")
+    refused(r"projector\.safetensors")
+    (out / "projector.safetensors").rename(elsewhere)
+    (out / "notes").mkdir()
+    refused("notes")
+    (out / "notes").rmdir()
+    (out / "link").symlink_to(elsewhere)
+    refused("link")
+    (out / "link").unlink()
+    (out / "config.json").write_text(config.replace("1500", "750"))
+    refused(r"config\.json")
+    (out / "config.json").unlink()  # what is gone cannot be lost
+    convert("voxtral", encoder, out)
+    assert (out / "config.json").read_text() == config
+    (tmp_path / "through").symlink_to(out)
+    convert("voxtral", encoder, tmp_path / "through")
+    assert (tmp_path / "through").is_symlink()
+    (out / "drop_in.json").write_text("[]")
+    with pytest.raises(DataError, match=r"drop_in\.json holds no JSON object, but list"):
+        convert("voxtral", encoder, out)
 
 
 def test_targets_without_safetensors_or_of_another_kind_are_refused(encoder, tmp_path):
@@ -375,19 +486,45 @@ def test_targets_without_safetensors_or_of_another_kind_are_refused(encoder, tmp
     save_file({"projector": torch.zeros(2)}, target / "model.safetensors")
     with pytest.raises(DataError, match="no tower"):
         convert("whisper", encoder, tmp_path / "out", target)
+    (target / "config.json").write_text("[]")
+    with pytest.raises(DataError, match=r"config\.json holds no JSON object, but list\. fetch it again"):
+        convert("whisper", encoder, tmp_path / "out", target)
+
+
+@pytest.mark.parametrize("target", ["/tmp/nowhere-at-all", "Qwen/Qwen2-Audio-7B-Instruct"])
+def test_what_is_no_models_folder_is_told_how_to_become_one(target, encoder, tmp_path):
+    name = "ORGANISATION/MODEL" if target.startswith("/") else target
+    with pytest.raises(ConfigError, match=rf"{target} is no model's folder .*`hf download {name} --local-dir FOLDER`"):
+        convert("qwen2_audio", encoder, tmp_path / "out", Path(target))
+
+
+def test_shards_are_found_as_transformers_finds_them(encoder, tmp_path):
+    """One file goes before an index of shards; an index names files of its own folder only."""
+    target = tmp_path / "target"
+    build_model("WhisperModel").save_pretrained(target)
+    index = target / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"encoder.conv1.weight": "model-old.safetensors"}}))
+    assert convert("whisper", encoder, tmp_path / "out", target)["left_out"] == [index.name]
+    (target / "model.safetensors").rename(target / "weights.safetensors")
+    with pytest.raises(MissingInput, match=r"model-old\.safetensors is missing\. fetch the model again"):
+        convert("whisper", encoder, tmp_path / "other", target)
+    for places in ({"encoder.conv1.weight": "../target/weights.safetensors"}, {}, []):
+        index.write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(DataError, match="names no files of its folder"):
+            convert("whisper", encoder, tmp_path / "other", target)
 
 
 def test_a_failure_halfway_leaves_what_was_there(encoder, tmp_path):
     target, out = tmp_path / "target", tmp_path / "out"
     build_model("WhisperModel").save_pretrained(target)
     convert("whisper", encoder, out, target)
-    was = {p.name: p.read_bytes() for p in out.iterdir()}
+    was = contents(out)
     weights = load_file(target / "model.safetensors")
     weights["encoder.layers.1.fc2.weight"] = weights["encoder.layers.1.fc2.weight"].to(torch.int8)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"layers\.1\.fc2\.weight .* is torch\.int8: quantised"):
         convert("whisper", encoder, out, target)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == was
+    assert contents(out) == was
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "target"]
 
 
