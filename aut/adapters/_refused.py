@@ -1,6 +1,7 @@
 """Towers that cannot take the weights, and why: read from their classes in transformers 5.23.
 
-A refusal is a fact about keys or about what the keys mean; a test holds each against the class itself.
+A refusal is a fact about keys or about what the keys mean; tests ask each fact of the class itself. A model without a
+class in transformers is not listed: if its tower is a WhisperEncoder, it takes the weights whoever wrote the model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """`towers`: class names, '' where transformers has none. `reason`: completes 'X cannot take the weights: ...'."""
+    """`towers`: names of transformers' classes. `reason`: completes 'X cannot take the weights: ...'."""
 
     title: str
     towers: tuple[str, ...]
@@ -21,12 +22,12 @@ REFUSED = {
     "qwen3_omni": Refused(
         "Qwen3-Omni",
         ("Qwen3OmniMoeAudioEncoder",),
-        "it begins with three strided 2-D convolutions, Whisper with two 1-D ones; its blocks run at 12.5 frames/s",
+        "it begins with three strided 2-D convolutions, Whisper with two 1-D ones; its blocks run at 13 frames/s",
     ),
     "qwen3_asr": Refused(
         "Qwen3-ASR",
         ("Qwen3ASREncoder",),
-        "it begins with three strided 2-D convolutions, Whisper with two 1-D ones; its blocks run at 12.5 frames/s",
+        "it begins with three strided 2-D convolutions, Whisper with two 1-D ones; its blocks run at 13 frames/s",
     ),
     "glm_asr": Refused(
         "GLM-ASR",
@@ -41,16 +42,11 @@ REFUSED = {
     "granite_speech": Refused(
         "Granite Speech",
         ("GraniteSpeechCTCEncoder",),
-        "its tower is a Conformer with CTC heads: blocks of another kind",
+        "its tower is a Conformer with a CTC head: blocks of another kind",
     ),
     "phi4_multimodal": Refused(
         "Phi-4-multimodal",
         ("Phi4MultimodalAudioModel",),
         "its tower is a Conformer behind its own subsampling: blocks of another kind",
-    ),
-    "salmonn": Refused(
-        "SALMONN",
-        (),
-        "it is not in transformers, so there is no class here against which a load could be proved",
     ),
 }
