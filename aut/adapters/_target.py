@@ -59,8 +59,12 @@ def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def heads_of(adapter: Adapter, audio: Mapping[str, Any]) -> int:
+    """Heads of the tower by its config, or its class's default. DataError: no number."""
     name = "encoder_attention_heads"
-    return int(audio.get(name) or audio.get(NUMBERS[name]) or adapter.heads)
+    heads = audio.get(name) or audio.get(NUMBERS[name]) or adapter.heads
+    if not isinstance(heads, int):
+        raise DataError(f"the target's config.json says {name} {heads!r}", "fetch it again")
+    return heads
 
 
 def weight_files(target: Path) -> list[str]:

@@ -483,6 +483,11 @@ def test_targets_without_safetensors_or_of_another_kind_are_refused(encoder, tmp
     save_file({"projector": torch.zeros(2)}, target / "model.safetensors")
     with pytest.raises(DataError, match="no tower"):
         convert("whisper", encoder, tmp_path / "out", target)
+    (target / "config.json").write_text('{"model_type": "whisper", "encoder_attention_heads": "many"}')
+    build_model("WhisperModel").save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole/model.safetensors").rename(target / "model.safetensors")
+    with pytest.raises(DataError, match="says encoder_attention_heads 'many'"):
+        convert("whisper", encoder, tmp_path / "out", target)
     (target / "config.json").write_text("[]")
     with pytest.raises(DataError, match=r"config\.json holds no JSON object, but list\. fetch it again"):
         convert("whisper", encoder, tmp_path / "out", target)
