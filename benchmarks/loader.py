@@ -98,13 +98,13 @@ def measure(case: Path, root: Path, rows: list[dict[str, Any]], mel: bool) -> tu
     from aut.training.data import Loader
     from aut.training.kept import Kept
     from aut.training.plan import Plan
-    from aut.training.sizes import Budget
+    from aut.training.sizes import Sizes
     from aut.training.tokenizer import Targets
 
     torch.set_num_threads(1)
     order = Order.of_index([index(case, rows)], None, 0)
     kept, plan = Kept(order, np.empty(0, np.int64)), Plan(len(rows) // BATCH, len(rows) // BATCH * BATCH)
-    loader = Loader(kept, {"clips": root}, Targets(case, "en"), max_s=30.0, sizes=Budget(20.0), threads=1)
+    loader = Loader(kept, {"clips": root}, Targets(case, "en"), max_s=30.0, sizes=Sizes(20.0), threads=1)
     clips, start, cpu = 0, 0.0, 0.0
     for batch in loader.steps(plan, 0):
         if mel:

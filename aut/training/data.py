@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from aut.audio.decode import Unreadable, read_clip
 from aut.errors import DataError
+from aut.training.groups import divide
 from aut.training.plan import Plan
 from aut.training.tokenizer import Targets
 from aut.units import DOMAINS, RATE_HZ, WINDOW_S
@@ -150,24 +151,6 @@ def uncounted(micro: Micro) -> Micro:
     return replace(micro, targets_BL=np.full_like(micro.targets_BL, IGNORED))
 
 
-def divide(seconds: Sequence[float], sizes: Callable[[float], int], world: int) -> list[list[int]]:
-    """Indices of a step's rows, longest first, in groups of `world` micro-batches; `sizes(longest)` clips in each.
-
-    Each group holds `world` rows at least and is dealt out `group[rank::world]`, so that every process
-    has the same number of micro-batches of almost the same length: collectives never wait for one that is missing.
-    """
-    order = sorted(range(len(seconds)), key=lambda i: (-seconds[i], i))
-    groups: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        size = sizes(seconds[order[start]]) * world
-        if len(order) - start - size < world:  # a rest too small to deal out
-            size = len(order) - start
-        groups.append(order[start : start + size])
-        start += size
-    return groups
-
-
 class Loader:
     """Steps of an order, decoded ahead. One per process; `rank` of `world` takes its share of each step."""
 
@@ -206,18 +189,24 @@ class Loader:
             yield waiting.popleft().result()
 
     def batch(self, step: int, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Rows that are given, not computed: for evaluation. Unreadable ones are left out."""
-        return self._grouped(step, self.examples(rows), self._rank, self._world)
+        """This process's share of rows that are given, not computed: for evaluation. Unreadable ones are left out,
+        and what has no clip left counts nothing, for the others compute as many micro-batches."""
+        micros, ids = [], []
+        for group in divide([self._length_s(row) for row in rows], self._sizes, self._world):
+            share = self.examples([rows[i] for i in group[self._rank :: self._world]])
+            micros.append(collate(share) if share else uncounted(collate([self._nothing()])))
+            ids += [e.id for e in share]
+        return Batch(step, micros, ids, 0)
 
     def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-        """Rows that are given, the same in every process. Unreadable ones are left out."""
+        """Rows that are given. Unreadable ones are left out."""
         fetched = self._pool.map(self._try, range(len(rows)), rows)
         return [e for e in fetched if e is not None]
 
     def _batch(self, step: int, positions: NDArray[np.int64]) -> Batch:
         with self._ordering:
             rows = self._order.rows(positions)
-        lengths = [max(self._least_s, min(float(row["duration_s"]), self._max_s)) for row in rows]
+        lengths = [self._length_s(row) for row in rows]
         groups = divide(lengths, self._sizes, self._world)
         replaced = 0
         micros, ids, valid_s, padded_s = [], [], 0.0, 0.0
@@ -235,15 +224,12 @@ class Loader:
             padded_s += len(micro.n_B) * max(micro.seconds, self._least_s)
         return Batch(step, micros, ids, replaced, valid_s, padded_s)
 
-    def _grouped(self, step: int, examples: list[Example], rank: int, world: int) -> Batch:
-        groups = divide([e.seconds for e in examples], self._sizes, world) if examples else []
-        shares = [[examples[i] for i in group[rank::world]] for group in groups]
-        ids = [e.id for share in shares for e in share]
-        micros = [
-            collate(share) if share else uncounted(collate([examples[group[0]]]))
-            for share, group in zip(shares, groups, strict=True)
-        ]
-        return Batch(step, micros, ids, 0)
+    def _length_s(self, row: Mapping[str, Any]) -> float:
+        """Of the clip on the device."""
+        return max(self._least_s, min(float(row["duration_s"]), self._max_s))
+
+    def _nothing(self) -> Example:
+        return Example(0, "", 0, np.zeros(RATE_HZ // 10, np.int16), self.targets(""))
 
     def _row(self, position: int) -> dict[str, Any]:
         with self._ordering:

@@ -18,6 +18,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -27,18 +28,22 @@ from torch import Tensor, nn
 from aut.config import Schedule, Training
 from aut.errors import ConfigError
 from aut.training.data import Micro
+from aut.training.memory import out_of_memory, release
 from aut.training.model import Captioner, Sums
+from aut.training.placement import count
 from aut.training.recall import Recall
-from aut.training.sizes import Sizes, budget, out_of_memory, release
+from aut.training.sizes import Sizes, budget
 from aut.units import DOMAINS
+
+WAIT = timedelta(hours=2)
 
 T = TypeVar("T")
 
 
 def set_threads() -> int:
     """Torch threads from AUT_THREADS, where set; how many there are."""
-    if threads := os.environ.get("AUT_THREADS"):
-        torch.set_num_threads(max(1, int(threads)))
+    if threads := count("AUT_THREADS"):
+        torch.set_num_threads(threads)
     return torch.get_num_threads()
 
 
@@ -49,6 +54,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def patience() -> Any:
+    """For accelerate: how long processes wait for one another.
+
+    NCCL's own ten minutes would end a start in which the first one fetches a checkpoint of 19 GB or tries sizes, and
+    a step after which it writes one to a slow place. A process that is gone is found by its launcher, at once.
+    """
+    from accelerate import InitProcessGroupKwargs
+
+    return InitProcessGroupKwargs(timeout=WAIT)
 
 
 class Engine:
@@ -246,7 +262,7 @@ class Parallel(Engine):
     def __init__(self, model: Captioner, schedule: Schedule, training: Training) -> None:
         from accelerate import Accelerator
 
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience()])
         super().__init__(model, schedule, training)
         self.device = self._accelerator.device
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes

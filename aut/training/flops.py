@@ -68,14 +68,15 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     size, rounds = MATRIX.get(device.type, MATRIX["cpu"])
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     a @ b
-    _finish(device)
+    finish(device)
     start = time.perf_counter()
     for _ in range(rounds):
         a @ b
-    _finish(device)
+    finish(device)
     return 2.0 * size**3 * rounds / (time.perf_counter() - start)
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Waits until the device has done what it was told: calls return before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -23,6 +23,7 @@ from aut.config import Params, Schedule, Training
 from aut.contracts import Tracker
 from aut.files import digest_code, digest_json, locked, write_bytes, write_json
 from aut.layout import Layout
+from aut.training.placement import count
 
 if TYPE_CHECKING:
     from aut.training.checkpoint import State
@@ -161,23 +162,18 @@ def finished(job: Job, work: Path) -> None:
 
 def _decoders(engine: Engine, threads: int) -> int:
     """Decoding threads: AUT_LOADERS; beside a GPU this process's part of the cores, else as many as torch has."""
-    if named := os.environ.get("AUT_LOADERS"):
-        return int(named)
+    if named := count("AUT_LOADERS"):
+        return named
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return threads if engine.device.type == "cpu" else max(1, (os.cpu_count() or 1) // here)
 
 
 def _sizes(job: Job, engine: Engine, work: Path) -> Sizes:
-    """The loader's micro-batches; the first process looks for them, the others read what it found."""
+    """The loader's micro-batches, the same in every process."""
     from aut.training.sizes import micro_sizes
 
-    share = -(-job.schedule.batch // engine.world)
-    if engine.rank:
-        engine.wait()
-    engine.sizes = micro_sizes(engine.captioner, engine.device, job.training, share, engine.world, work)
-    if engine.rank == 0:
-        engine.wait()
-    # Processes must divide a step alike, and they look at different times: where there are several, the loader
+    engine.sizes = micro_sizes(engine, job.training, -(-job.schedule.batch // engine.world), work)
+    # Processes must divide a step alike, and they learn at different times: where there are several, the loader
     # keeps what it began with, and what did not fit is split by the engine, in all of them at once.
     return engine.sizes if engine.world == 1 else deepcopy(engine.sizes)
 

@@ -29,6 +29,8 @@ from pathlib import Path
 from aut.config import Params, Schedule, Training
 from aut.errors import ConfigError
 from aut.guard import grace_s
+from aut.training import placement
+from aut.training.placement import count
 from aut.training.recall import RECALLED
 
 MEET_S = 120  # for all hosts to arrive
@@ -39,12 +41,13 @@ ON_CPU = "set AUT_DEVICE=cpu to train on the CPU"
 
 def launch(stage: str, params: Params, item: str) -> int | None:
     """Starts the processes that `aut <stage> <item>` needs and waits for them; `stage` is base or finetune."""
+    placement.check()
     if "RANK" in os.environ:  # one of them
         return None
     if stage == "base" and (item not in params.base.encoders or params.base.encoders[item].kind != "train"):
         return None
     section = params.base if stage == "base" else params.finetune
-    here, hosts = processes(), _number("AUT_HOSTS", 1)
+    here, hosts = processes(), count("AUT_HOSTS") or 1
     check(stage, section.schedule, section.training, here * hosts)
     if here * hosts == 1 and not section.training.deepspeed_stage:
         return None
@@ -65,7 +68,7 @@ def processes() -> int:
             f"CUDA_VISIBLE_DEVICES={','.join(named)} names {len(named)} GPUs, torch sees {seen}",
             "name those that `nvidia-smi` lists, or unset it; `aut doctor` says more",
         )
-    wanted = _number("AUT_PROCS", max(1, seen))
+    wanted = count("AUT_PROCS") or max(1, seen)
     if not (seen or hidden) and DRIVER.exists():
         raise ConfigError(
             "this host has NVIDIA's driver, but torch sees no GPU",
@@ -198,10 +201,3 @@ def _ours(port: int) -> bool:
                 if "aut" in (os.path.basename(word) for word in psutil.Process(found.pid).cmdline()[:3]):
                     return True
     return False
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"{name}={text} is no positive number", f"unset it, or give one; default {default}")
-    return int(text)

@@ -3,8 +3,10 @@
 In    a Captioner, the schedule, the training params with deepspeed_stage > 0; processes started by torchrun
 Out   the same steps as the plain engine; checkpoints hold whole tensors by name, as one process would write them
 Why   whole tensors load on any number of processes, which DeepSpeed's own sharded files do not. Weights stay in
-      float32 and bf16 is autocast, as in the plain engine, so that nothing is lost between shard and checkpoint.
-      Price: process 0 alone writes; for 1.5 B parameters 19 GB, once every `checkpoint_every` steps.
+      float32 and bf16 is autocast, as in the plain engine, so that nothing is lost between shard and checkpoint, nor in
+      the sum of gradients over micro-batches and processes, which DeepSpeed by itself takes in bf16.
+      Price: process 0 alone writes; for 1.5 B parameters 19 GB, once every `checkpoint_every` steps. Processes send
+      gradients (under ZeRO-3 weights too) in four bytes, not two.
 Run   `torchrun --nproc-per-node=2 ...`, or `aut finetune`, which starts its processes itself
 """
 
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from aut.config import Schedule, Training
 from aut.errors import ConfigError
 from aut.training.data import Micro
-from aut.training.engine import Parallel, parameter_groups
+from aut.training.engine import Parallel, parameter_groups, patience
 from aut.training.extensions import hold_extensions
 from aut.training.model import Captioner, Sums
 from aut.training.recall import Recall
@@ -46,7 +48,7 @@ class Sharded(Parallel):
         from accelerate.utils import DeepSpeedPlugin
 
         plugin = DeepSpeedPlugin(hf_ds_config=_config(schedule, training), zero3_init_flag=False)
-        self._accelerator = Accelerator(deepspeed_plugin=plugin)
+        self._accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[patience()])
         self.device = self._accelerator.device
         # accelerate counts one process where DeepSpeed started several on a CPU: the process group knows
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -197,7 +199,11 @@ def _config(schedule: Schedule, training: Training) -> dict[str, Any]:
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
         },
-        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+        "torch_autocast": {
+            "enabled": training.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],  # whose gradients it would sum in bf16; they compute in it anyway
+        },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }

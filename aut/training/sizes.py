@@ -1,127 +1,177 @@
 """Sizes: how many clips a micro-batch holds, by their duration; found once a model and GPU, and remembered.
 
-In    a way to try a micro-batch; AUT_WORK/<stage>/micro/<key>.json of an earlier search
-Out   clips by the duration of the longest
-Why   memory decides, and it grows with frames, their square, and the target tokens: no formula of ours would be right
-      on the next GPU. So sizes are tried, longest bucket first, up to what a step gives one process; a shorter
-      bucket holds at least as many. A step is the same rows whatever comes out. Price: the search, once.
+In    a way to try a micro-batch and to time it; AUT_WORK/<stage>/micro/<key>.json of an earlier search
+Out   clips by the duration of the longest: what fits, of that what keeps the device busy; the same in every process
+Why   memory decides what fits, and it grows with frames, their square, and the target tokens: no formula of ours would
+      be right on the next GPU. So sizes are tried, longest bucket first, up to what a step gives one process; a shorter
+      bucket holds at least as many. But what fits is far more than what keeps a GPU busy, and clips side by side are
+      padded to the longest: so passes are timed, and a micro-batch is no larger than the smallest that computes about
+      as many padded seconds a second as any. A step is the same rows whatever comes out. Price: the search, once;
+      what processes send one another is not in its times.
       On a CPU the caches decide, not the memory: 20 padded seconds, not searched for.
-Run   `sizes = micro_sizes(model, device, training, most, folder)`
+Run   `sizes = micro_sizes(engine, training, most, folder)`
 
 AUT_MICRO_S   padded seconds a micro-batch may hold, instead of a search
 """
 
 from __future__ import annotations
 
-import gc
-import os
+import json
+import math
 import sys
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from aut.config import Training
 from aut.errors import ConfigError
 from aut.files import digest_json, read_json, write_json
+from aut.training.placement import micro_s
 from aut.units import WINDOW_S
 
 if TYPE_CHECKING:
     import torch
 
+    from aut.training.engine import Engine
     from aut.training.model import Captioner
 
 EDGES_S = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
 CPU_S = 20.0
-GPU_S = 960.0
+GPU_S = 120.0  # where nothing was timed
+LAUNCH = 0.1  # what a micro-batch costs beside its seconds, of those it may hold, where nothing was timed
+BUSY = 0.95  # of the best padded seconds a second
+TIMED_S = 10.0  # about the mean clip of a mixture; under `padded` all cost 30 s
+TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # clips
 SPARE = 0.9  # of what just fitted: memory breaks into pieces, and AdamW's first step needs a little more
-LEARNT = "micro.json"  # of a budget, in the folder of a training
+LEARNT = "micro.json"  # of a number of seconds, in the folder of a training
 CLOSE = 8  # a search ends when it knows the size to an eighth
+ANY = 1 << 30  # clips, where nothing was tried
+
+Pace = Sequence[Sequence[float]]  # (padded seconds, seconds that a pass took), rising
 
 
-class Sizes(Protocol):
-    """Clips of a micro-batch whose longest lasts so many seconds; `shrink` is told of one that did not fit."""
+class Sizes:
+    """Clips of a micro-batch whose longest lasts so many seconds: `busy_s` of padded audio, of what fits.
 
-    def __call__(self, seconds: float) -> int: ...
-
-    def shrink(self, clips: int, seconds: float) -> None: ...
-
-    def save(self) -> None:
-        """For the next start: it knows what was learnt."""
-
-
-class Budget:
-    """As many clips as make `seconds` of padded audio. `each_s`: what every clip costs, where all are padded to it.
-
-    `path` keeps what is learnt for a next start with the same `seconds`; another number is tried as it is.
+    `clips[i]` fit where the longest lasts at most EDGES_S[i]; `each_s` is what every clip costs, where all are padded
+    to it; `pace` is what passes took. `path` keeps all of it for a next start with the same `facts`.
     """
 
-    def __init__(self, seconds: float, each_s: float = 0.0, path: Path | None = None) -> None:
-        self._given_s, self._budget_s, self._each_s, self._path = seconds, seconds, each_s, path
-        if path and path.exists() and (learnt := read_json(path))["given_s"] == seconds:
-            self._budget_s = learnt["budget_s"]
+    def __init__(
+        self,
+        busy_s: float,
+        clips: Sequence[int] = (ANY,) * len(EDGES_S),
+        pace: Pace = (),
+        each_s: float = 0.0,
+        path: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.busy_s, self.clips, self.pace = busy_s, list(clips), pace
+        self.path, self._each_s, self._facts = path, each_s, dict(facts or {})
 
     def __call__(self, seconds: float) -> int:
-        return max(1, int(self._budget_s // max(seconds, self._each_s, 1e-3)))
+        busy = max(1, int(self.busy_s // max(seconds, self._each_s, 1e-3)))
+        return min(busy, self.clips[self._bucket(seconds)])
+
+    def took(self, padded_s: float) -> float:
+        """What a micro-batch of so many padded seconds takes: seconds where passes were timed, else in proportion."""
+        if not self.pace:
+            return padded_s + LAUNCH * self.busy_s
+        at = bisect_right(self.pace, padded_s, key=lambda point: point[0])
+        if at == len(self.pace):
+            return self.pace[-1][1] * padded_s / self.pace[-1][0]
+        if not at:
+            return self.pace[0][1]
+        (x, low), (y, high) = self.pace[at - 1], self.pace[at]
+        return low + (high - low) * (padded_s - x) / (y - x)
 
     def shrink(self, clips: int, seconds: float) -> None:
-        self._budget_s = min(self._budget_s, max(1, clips // 2) * max(seconds, self._each_s))
-
-    def save(self) -> None:
-        if self._path:
-            write_json(self._path, {"given_s": self._given_s, "budget_s": self._budget_s})
-
-
-class Searched:
-    """`clips[i]` where the longest clip lasts at most EDGES_S[i]; `path` keeps them."""
-
-    def __init__(self, clips: list[int], path: Path, facts: Mapping[str, Any]) -> None:
-        self.clips, self._path, self._facts = list(clips), path, dict(facts)
-
-    def __call__(self, seconds: float) -> int:
-        return self.clips[self._bucket(seconds)]
-
-    def shrink(self, clips: int, seconds: float) -> None:
-        """This bucket and all longer ones hold at most half of what did not fit."""
+        """So many did not fit: this bucket and all longer ones hold at most half of it."""
         for i in range(self._bucket(seconds), len(self.clips)):
             self.clips[i] = min(self.clips[i], max(1, clips // 2))
 
+    def load(self) -> bool:
+        """What an earlier start found; whether there is any, of the same facts."""
+        if not (self.path and self.path.exists()):
+            return False
+        kept = read_json(self.path)
+        if kept.get("facts") != self._facts:
+            return False
+        self.busy_s, self.clips, self.pace = kept["busy_s"], kept["clips"], kept["pace"]
+        return True
+
     def save(self) -> None:
-        write_json(self._path, self._facts | {"edges_s": EDGES_S, "clips": self.clips})
+        """For the next start: it knows what was learnt."""
+        if self.path:
+            found = {"busy_s": self.busy_s, "clips": self.clips, "pace": self.pace}
+            write_json(self.path, {"facts": self._facts, **found})
+
+    @property
+    def kind(self) -> str:
+        """The same for all that would find the same."""
+        return digest_json(self._facts)
+
+    @property
+    def told(self) -> str:
+        """For the other processes."""
+        return json.dumps([self.busy_s, self.clips, self.pace])
+
+    def agree(self, told: Sequence[str]) -> None:
+        """The least of what processes told, and the first one's times: the same in all, bit for bit."""
+        found = [json.loads(one) for one in told]
+        self.busy_s = min(busy_s for busy_s, _, _ in found)
+        self.clips = [min(column) for column in zip(*(clips for _, clips, _ in found), strict=True)]
+        self.pace = found[0][2]
 
     @staticmethod
     def _bucket(seconds: float) -> int:
         return min(bisect_left(EDGES_S, seconds), len(EDGES_S) - 1)
 
 
-def micro_sizes(model: Captioner, device: torch.device, training: Training, most: int, world: int, work: Path) -> Sizes:
-    """Sizes for this model on this device; `most` is what a step gives one of the `world` processes.
+def micro_sizes(engine: Engine, training: Training, most: int, work: Path) -> Sizes:
+    """Sizes for the engine's model, the same in all its processes; `most` is what a step gives one of them.
 
-    What was found lies beside the training's folder `work`, for others with the same model and device; what a budget
-    learns lies in it. ConfigError: not even one clip fits.
+    What was found lies beside the training's folder `work`, for others with the same model and device; what a number of
+    seconds learns lies in it. Processes divide a step alike or wait for each other for ever, and hosts may differ in
+    GPUs or in AUT_MICRO_S: the first process of each kind looks, and all take the least. ConfigError: not even one
+    clip fits.
     """
-    if device.type == "cpu" or "AUT_MICRO_S" in os.environ:
-        return budget(training, device.type, work / LEARNT)
-    facts = memory_facts(model, device, training, most, world)
-    path = work.parent / "micro" / f"{digest_json(facts)}.json"
-    if path.exists():
-        return Searched(read_json(path)["clips"], path, facts)
-    from aut.training.trial import Trial
-
-    trial = Trial(model, device, training, world)
-    sizes = Searched(search(trial, most, training.length == "padded"), path, facts)
-    sizes.save()
-    told = ", ".join(f"{n} of {s:g} s" for n, s in zip(sizes.clips, EDGES_S, strict=True))
-    print(f"micro-batches that fit {facts['device']}: {told} (kept in {path})", file=sys.stderr)  # noqa: T201
+    given = engine.device.type == "cpu" or micro_s() is not None
+    sizes = budget(training, engine.device.type, work / LEARNT)
+    if not given:
+        facts = memory_facts(engine.captioner, engine.device, training, most, engine.world)
+        path = work.parent / "micro" / f"{digest_json(facts)}.json"
+        sizes = Sizes(GPU_S, each_s=_each_s(training), path=path, facts=facts)
+    first = engine.gather([sizes.kind]).index(sizes.kind) == engine.rank
+    if first and not sizes.load() and not given:
+        _search(sizes, engine, training, most)
+        sizes.save()
+    sizes.agree(engine.gather([sizes.told] if first else []))
     return sizes
 
 
-def budget(training: Training, device: str, learnt: Path | None = None) -> Budget:
-    """Without a search: AUT_MICRO_S, or what usually fits; for passes that keep nothing for a backward one, too."""
-    usual_s = CPU_S if device == "cpu" else GPU_S
-    each_s = WINDOW_S if training.length == "padded" else 0.0
-    return Budget(float(os.environ.get("AUT_MICRO_S") or usual_s), each_s, learnt)
+def _search(sizes: Sizes, engine: Engine, training: Training, most: int) -> None:
+    from aut.training.trial import Trial
+
+    trial, alike = Trial(engine.captioner, engine.device, training, engine.world), training.length == "padded"
+    sizes.pace = timed(trial.took, alike)
+    sizes.busy_s = busy(sizes.pace)
+    sizes.clips = search(trial, most, alike, sizes.busy_s)
+    told = ", ".join(f"{n} of {s:g} s" for n, s in zip(sizes.clips, EDGES_S, strict=True))
+    said = f"micro-batches that fit {engine.device}: {told}; {sizes.busy_s:g} padded seconds keep it busy"
+    print(f"{said} (kept in {sizes.path})", file=sys.stderr)  # noqa: T201
+
+
+def budget(training: Training, device: str, learnt: Path | None = None) -> Sizes:
+    """Without a search: AUT_MICRO_S, or what usually is best; for passes that keep nothing for a backward one, too."""
+    seconds = micro_s() or (CPU_S if device == "cpu" else GPU_S)
+    return Sizes(seconds, each_s=_each_s(training), path=learnt, facts={"given_s": seconds})
+
+
+def _each_s(training: Training) -> float:
+    return WINDOW_S if training.length == "padded" else 0.0
 
 
 def memory_facts(model: Captioner, device: torch.device, training: Training, most: int, world: int) -> dict[str, Any]:
@@ -137,15 +187,36 @@ def memory_facts(model: Captioner, device: torch.device, training: Training, mos
         "device": properties.name if properties else device.type,
         "memory_b": properties.total_memory if properties else 0,
         "torch": torch.__version__,
+        "edges_s": list(EDGES_S),
         "most": most,
         "world": world,
     }
 
 
-def search(fits: Callable[[int, float], bool], most: int, alike: bool = False) -> list[int]:
+def timed(took: Callable[[int, float], float | None], alike: bool = False) -> list[tuple[float, float]]:
+    """What passes take, by their padded seconds: `took(clips, seconds)`, None where it does not fit."""
+    edge_s = EDGES_S[-1] if alike else TIMED_S
+    found: list[tuple[float, float]] = []
+    for clips in TIMED:
+        passed_s = took(clips, edge_s)
+        if passed_s is None:
+            break
+        found.append((clips * edge_s, passed_s))
+    return found
+
+
+def busy(pace: Pace) -> float:
+    """The fewest padded seconds of which a pass computes about as many a second as any."""
+    if not pace:
+        return GPU_S
+    best = max(padded_s / took_s for padded_s, took_s in pace)
+    return next(padded_s for padded_s, took_s in pace if padded_s / took_s >= BUSY * best)
+
+
+def search(fits: Callable[[int, float], bool], most: int, alike: bool = False, busy_s: float = math.inf) -> list[int]:
     """The size of each bucket, by trying: `fits(clips, seconds)`. ConfigError where one clip does not fit.
 
-    `alike`: clips are padded to one length and cost the same.
+    `alike`: clips are padded to one length and cost the same. No bucket is tried with more than `busy_s` asks for.
     """
     if not fits(1, EDGES_S[-1]):
         raise ConfigError(
@@ -153,11 +224,13 @@ def search(fits: Callable[[int, float], bool], most: int, alike: bool = False) -
             "set training.activation_checkpointing=true, a higher deepspeed_stage, or a lower max_s",
         )
     found: list[int] = []
-    for edge_s in reversed(EDGES_S):
+    shorter = (EDGES_S[0] / 2.0, *EDGES_S)  # a bucket's clips last longer than that
+    for edge_s, least_s in zip(reversed(EDGES_S), reversed(shorter[:-1]), strict=True):
         if alike and found:
             found.append(found[-1])
-        else:
-            found.append(largest(partial(_fits, fits, edge_s), found[-1] if found else 1, most))
+            continue
+        asked = int(min(float(most), max(1.0, busy_s / (edge_s if alike else least_s))))
+        found.append(largest(partial(_fits, fits, edge_s), found[-1] if found else 1, asked))
     return found[::-1]
 
 
@@ -174,19 +247,3 @@ def largest(fits: Callable[[int], bool], least: int, most: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return max(least, int(low * SPARE))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the host's allocator, had no more."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def release(device: torch.device) -> None:
-    """Gives freed memory back, so that the next attempt finds it in one piece."""
-    import torch
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

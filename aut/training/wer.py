@@ -23,8 +23,8 @@ import numpy as np
 from aut.audio.decode import Unreadable, read_clip
 from aut.config import Training
 from aut.files import write_json
-from aut.training.data import divide
 from aut.training.greedy import greedy
+from aut.training.groups import divide
 from aut.training.sizes import budget
 from aut.training.tokenizer import Targets
 from aut.units import RATE_HZ

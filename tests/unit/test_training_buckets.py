@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aut.audio.decode import Unreadable
 from aut.contracts import Silent
 from aut.layout import Layout
 from aut.order import Order
@@ -12,7 +13,7 @@ from aut.stages.mixture import mixture
 from aut.training import data
 from aut.training.kept import Kept, held_out
 from aut.training.plan import Plan
-from aut.training.sizes import Budget
+from aut.training.sizes import EDGES_S, GPU_S, Sizes
 from benchmarks import _pool as pool
 
 SIZES = {"speech": 700, "environment": 90, "music": 130}
@@ -32,13 +33,27 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
 def loader(order: Kept, rank: int = 0, world: int = 1) -> data.Loader:
     roots = {name: Path("unread") for name in SIZES}
-    return data.Loader(order, roots, lambda text: [1, 2, 3], 30.0, Budget(BUDGET_S), rank, world)
+    return data.Loader(order, roots, lambda text: [1, 2, 3], 30.0, Sizes(BUDGET_S), rank, world)
 
 
 @pytest.fixture(autouse=True)
 def silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file is read: a clip is as long as its row says."""
     monkeypatch.setattr(data, "read_clip", lambda root, row, max_s: np.zeros(round(row["duration_s"] * 16_000)))
+
+
+class Mixture:
+    """Rows as long as the mixture's: speech 8 s, sound 10 s, music 8 s on average."""
+
+    MEAN_S = (8.0,) * 8 + (10.0,) + (8.0,)
+
+    def __init__(self, clips: int) -> None:
+        rng = np.random.default_rng(0)
+        self.durations_s = [float(np.clip(rng.gamma(4.0, self.MEAN_S[i % 10] / 4.0), 0.5, 30.0)) for i in range(clips)]
+
+    def rows(self, positions: np.ndarray) -> list[dict]:
+        rest = {"domain": "speech", "source": "speech", "text": ""}
+        return [{"id": str(p), "duration_s": self.durations_s[p], **rest} for p in positions]
 
 
 def steps(order: Kept, world: int, first: int = 0) -> list[list[data.Batch]]:
@@ -76,3 +91,41 @@ def test_beginning_in_the_middle_gives_the_same_steps(order: Kept) -> None:
         [[b.row_ids for b in batches] for batches in found] for found in (steps(order, 1), steps(order, 1, 7))
     )
     assert later == whole[7:]
+
+
+def test_the_recipe_on_eight_gpus_pads_less_than_a_quarter() -> None:
+    """16 clips a process and step, of which 30-s ones would all fit; nothing was timed."""
+    plan, sizes = Plan(10, 1280), Sizes(GPU_S, [16] * len(EDGES_S))
+    totals, counts = np.zeros(2), []
+    for rank in range(8):
+        share = data.Loader(Mixture(1280), {"speech": Path("unread")}, lambda text: [1, 2, 3], 30.0, sizes, rank, 8)
+        batches = list(share.steps(plan, 0))
+        share.close()
+        totals += [sum(b.seconds for b in batches), sum(b.padded_s for b in batches)]
+        counts.append([len(b.micros) for b in batches])
+    assert 1.0 - totals[0] / totals[1] < 0.25
+    assert all(count == counts[0] for count in counts)
+
+
+def test_each_process_decodes_its_own_share_of_what_is_given(order: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clip cannot be read: its process computes as many micro-batches as the others, in which nothing counts."""
+    rows, read = order.rows(np.arange(5, dtype=np.int64)), []
+    lost = rows[int(np.argmax([row["duration_s"] for row in rows]))]["id"]
+
+    def decode(root, row, max_s):
+        read.append(row["id"])
+        if row["id"] == lost:
+            raise Unreadable("truncated", "cut short")
+        return np.zeros(round(row["duration_s"] * 16_000))
+
+    monkeypatch.setattr(data, "read_clip", decode)
+    batches = []
+    for rank in range(2):
+        share = loader(order, rank, 2)
+        batches.append(share.batch(0, rows))
+        share.close()
+    assert sorted(read) == sorted(row["id"] for row in rows)
+    assert len(batches[0].micros) == len(batches[1].micros)
+    assert sorted(i for b in batches for i in b.row_ids) == sorted(row["id"] for row in rows if row["id"] != lost)
+    counted = sum(int((m.targets_BL != data.IGNORED).any(axis=1).sum()) for b in batches for m in b.micros)
+    assert counted == 4

@@ -14,7 +14,7 @@ import pytest
 
 from aut.contracts import Silent
 from aut.errors import ConfigError
-from aut.training import launch
+from aut.training import launch, placement
 from aut.training.job import execute
 from aut.training.plan import Plan
 from tests.unit.test_training_plan import schedule
@@ -91,12 +91,35 @@ def test_a_step_of_fewer_clips_than_processes_is_said_before_anything_is_loaded(
         execute(job, None, tmp_path, {}, tmp_path, Silent())
 
 
-@pytest.mark.parametrize(("name", "value"), [("AUT_PROCS", "two"), ("AUT_PROCS", "0"), ("AUT_RDZV", "nowhere")])
-def test_wrong_placement_is_named(monkeypatch, name, value):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("AUT_PROCS", value) for value in ("two", "0", "-1")),
+        ("AUT_HOSTS", "1.5"),
+        ("AUT_LOADERS", "some"),
+        ("AUT_THREADS", "abc"),
+        *(("AUT_MICRO_S", value) for value in ("much", "0", "-3", "nan", "inf")),
+    ],
+)
+def test_wrong_placement_is_named_before_anything_loads(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"{name}={value}"):
-        launch.processes() if name == "AUT_PROCS" else launch._address(1)
+    with pytest.raises(ConfigError, match=f"{name}={value} is no positive"):
+        launch.launch("finetune", None, "adapted-0")
+
+
+def test_placement_that_is_empty_is_not_set(monkeypatch):
+    for name in (*placement.COUNTS, placement.MICRO):
+        monkeypatch.setenv(name, "")
+    placement.check()
+    assert placement.count("AUT_LOADERS") is placement.micro_s() is None
+    monkeypatch.setenv("AUT_MICRO_S", "7.5")
+    assert placement.micro_s() == 7.5
+
+
+def test_a_wrong_address_is_named(monkeypatch):
+    monkeypatch.setenv("AUT_RDZV", "nowhere")
+    with pytest.raises(ConfigError, match="AUT_RDZV=nowhere"):
+        launch._address(1)
 
 
 def test_several_hosts_need_an_address(monkeypatch):

@@ -17,7 +17,7 @@ from aut.contracts import INDEX_SCHEMA, Silent
 from aut.training import checkpoint
 from aut.training.data import Loader
 from aut.training.job import execute
-from aut.training.sizes import Budget
+from aut.training.sizes import Sizes
 from aut.training.tokenizer import Targets
 from tests.unit.training_case import CLIPS, curve, job_of, whisper_of, write_case
 
@@ -183,7 +183,7 @@ def test_clips_padded_on_the_device_count_thirty_seconds(case):
 
 def loader_of(case, job, sizes=None, **placement):
     targets = Targets(case, job.training.language)
-    return Loader(job.order, {"noise": case}, targets, 30.0, sizes or Budget(0.5), **placement)
+    return Loader(job.order, {"noise": case}, targets, 30.0, sizes or Sizes(0.5), **placement)
 
 
 def test_losses_that_are_not_finite_stop_after_three_and_name_rows(case, tmp_path):

@@ -1,5 +1,6 @@
 """Several processes take the same rows a step as one; losses and weights differ by the order of sums only."""
 
+import json
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ import torch
 from aut.contracts import Silent
 from aut.errors import ConfigError
 from aut.training import checkpoint
-from aut.training.engine import Engine
+from aut.training.engine import WAIT, Engine
 from aut.training.job import execute
 from tests.unit.training_case import changes_of, job_of, lose, whisper_of, write_case
 
@@ -21,6 +22,33 @@ LAUNCH = [
     sys.executable, "-c",
     "import sys; from aut.training.launch import _run; sys.exit(_run([sys.executable, *sys.argv[1:]], 2, 1))",
 ]  # fmt: skip
+ASK = """
+import json, sys
+from pathlib import Path
+import torch
+from aut.training.augment import Augment
+from aut.training.engine import open_engine
+from aut.training.model import Captioner
+from aut.training.trial import silence
+from tests.unit.training_case import changes_of, job_of, whisper_of
+
+case, stage = Path(sys.argv[1]), sys.argv[2]
+job = job_of(case, 6, **changes_of(stage))
+model = Captioner(whisper_of(case), job.training, Augment(job.training, 0))
+engine = open_engine(model, job.schedule, job.training)
+engine.start(None)
+group = torch.distributed.distributed_c10d._get_default_group()
+told = [group._get_backend(torch.device("cpu")).options._timeout.total_seconds()]
+if stage != "0":
+    seen = []
+    layer = model.whisper.model.encoder.layers[0].fc1
+    layer.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    engine.accumulate([silence(2, 0.2)], 1.0, 0)
+    told += [str(dtype) for dtype in (seen[0], *engine._zero.ipg_buckets)]
+if engine.rank == 0:
+    print("told", json.dumps(told), flush=True)
+engine.close()
+"""
 SUMS = 1e-3  # float32 sums in another order, six steps long
 BF16 = 2e-2  # bfloat16's products in other micro-batches
 COMPILES = pytest.mark.skipif(
@@ -131,6 +159,28 @@ def test_where_the_others_wait_all_are_started_again_with_half(case, alone, tmp_
     assert done.stderr.count("other processes wait for it: all start again") == 1, done.stderr[-3000:]
     assert done.stderr.count("the processes are started again, from the last checkpoint") == 1
     assert compare(case, tmp_path, 3, alone) == 6
+
+
+@pytest.mark.slow
+def test_processes_that_are_told_other_sizes_divide_a_step_alike(case, alone, tmp_path):
+    done = start(3, case, tmp_path, 0, AUT_TEST_MICRO="2:0.5:1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert compare(case, tmp_path, 0, alone) == 6
+
+
+@pytest.mark.slow
+@COMPILES
+@pytest.mark.parametrize("stage", ["0", "2bf16", "3bf16"])
+def test_processes_wait_for_one_another_and_sum_gradients_in_float32(case, tmp_path, stage):
+    """They wait longer than NCCL's ten minutes; what is computed is bf16 all the same."""
+    (tmp_path / "ask.py").write_text(ASK)
+    command = [*START, "--nproc-per-node=2", str(tmp_path / "ask.py"), str(case), stage]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    dtypes = [] if stage == "0" else ["torch.bfloat16", "torch.float32"]
+    told = json.loads(done.stdout.split("told ")[1].splitlines()[0])
+    assert told == [WAIT.total_seconds(), *dtypes]
 
 
 def test_zero_without_torchrun_is_refused(case, tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aut.config import Schedule
-from aut.training.data import divide
+from aut.training.groups import divide
 from aut.training.plan import Plan, learning_rate, matched, seconds
-from aut.training.sizes import Budget
+from aut.training.sizes import Sizes
 
 
 def schedule(**changes):
@@ -63,9 +63,35 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0.05, 30.0), min_size=4, max_size=40), st.floats(1.0, 100.0), st.integers(1, 4))
 def test_every_process_has_the_same_number_of_micro_batches(durations, budget_s, world):
-    groups = divide(durations, Budget(budget_s), world)
+    groups = divide(durations, Sizes(budget_s), world)
     assert sorted(i for g in groups for i in g) == list(range(len(durations)))
     for group in groups:
         assert all(group[rank::world] for rank in range(world))
     longest_first = [durations[i] for g in groups for i in g]
     assert longest_first == sorted(durations, reverse=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0.05, 30.0), min_size=2, max_size=9),
+    st.floats(1.0, 100.0),
+    st.floats(0.0, 30.0),
+    st.integers(1, 2),
+)
+def test_a_step_is_divided_at_the_least_cost(durations, budget_s, launch_s, world):
+    sizes = Sizes(budget_s, pace=[(x, launch_s + x) for x in (1e-9, 1e9)])
+    rounds = len(durations) // world
+    longest = sorted(durations, reverse=True)
+
+    def cost(cuts):
+        ends = [0, *cuts, rounds]
+        clips = [b - a + (b == rounds and len(durations) % world > 0) for a, b in itertools.pairwise(ends)]
+        begin = [longest[a * world] for a in ends[:-1]]
+        if any(n > sizes(s) and b - a > 1 for n, s, (a, b) in zip(clips, begin, itertools.pairwise(ends), strict=True)):
+            return float("inf")
+        return sum(launch_s + n * s for n, s in zip(clips, begin, strict=True))
+
+    ways = [cuts for n in range(rounds) for cuts in itertools.combinations(range(1, rounds), n)]
+    groups = divide(durations, sizes, world)
+    ends = list(itertools.accumulate(len(g) // world for g in groups[:-1]))
+    assert cost(ends) == pytest.approx(min(map(cost, ways)), rel=1e-6)

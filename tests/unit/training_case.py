@@ -78,7 +78,8 @@ def main(case: str, work: str, stop: str, *stages: str) -> None:
     """The same job at each `ZeRO stage:port`, in forks of a process that has the libraries: a start is mostly imports.
 
     `2bf16` is ZeRO-2 in bf16 with activations computed again. Leaves `stage-N/final.pt`. With a `stop`, SIGTERM comes
-    in that step. AUT_TEST_FULL is what `fill` takes. Exits like the last stage, or like the first to be started again.
+    in that step. AUT_TEST_FULL is what `fill` takes, AUT_TEST_MICRO each process's AUT_MICRO_S. Exits like the last
+    stage, or like the first to be started again.
     """
     import os
     import sys
@@ -96,6 +97,8 @@ def main(case: str, work: str, stop: str, *stages: str) -> None:
             import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  which compiles, and so imports all of torch
         child = os.fork()
         if not child:
+            if micro := os.environ.get("AUT_TEST_MICRO"):
+                os.environ["AUT_MICRO_S"] = micro.split(":")[int(os.environ["RANK"])]
             if full := os.environ.get("AUT_TEST_FULL"):
                 fill(*full.split(":"))
             lose()

@@ -1,0 +1,32 @@
+"""Memory: whether an error says that there was no more, and room for the next attempt.
+
+Why   an allocator, a library's workspace and a collective say it each in its own words. torch only, so that a bare GPU
+      host can import it (benchmarks/train.py does).
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+FULL = (
+    "out of memory",  # CUDA's allocator and its driver ("CUDA error: out of memory"), HIP
+    "can't allocate memory",  # the host's allocator
+    "_ALLOC_FAILED",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUFFT_
+    "Failed to CUDA calloc",  # NCCL's buffers, made at a first collective
+    "CUDNN_STATUS_NOT_SUPPORTED.",  # cuDNN, of a workspace that it could not have; accelerate takes it so, too
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host's allocator, had no more."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+    return told or isinstance(error, torch.OutOfMemoryError)
+
+
+def release(device: torch.device) -> None:
+    """Gives freed memory back, so that the next attempt finds it in one piece."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
