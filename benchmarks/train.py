@@ -2,11 +2,16 @@
 
 In    noise as long as the mixture's clips (speech 8 s, sound 10 s, music 8 s on average), random weights and targets
 Out   ratio_hf (target 3), clips_per_s; without --quick compiled_clips_per_s (0: it failed); on a CPU also ratio_hf_cpu,
-      by processor time, which other work on the machine disturbs less; on a GPU also padded_clips_per_s (above 60.4),
-      mfu, padded_mfu, matrix_tflops, memory_gb, ratio_hf_stored (against the peer that recomputes nothing)
+      by processor time, which other work on the machine disturbs less. On a GPU micro-batches of several padded seconds
+      are tried: clips_per_s and padded_clips_per_s (above 60.4) are the best ones', all of them stand beside the
+      figures (clips_per_s_by_budget, padded_clips_per_s_by_budget; one that did not fit is left out);
+      recomputed_clips_per_s is with activations computed again, compiled_padded_clips_per_s with compiled blocks,
+      clips_per_s_64 and padded_clips_per_s_64 of steps of 64 clips; mfu, padded_mfu, matrix_tflops, memory_gb,
+      hf_stored_clips_per_s and ratio_hf_stored (the peer recomputes nothing)
 Why   what a step costs is decided by the padding; both sides get waveforms and compute their features, ours on
       the device inside the step, theirs with WhisperFeatureExtractor in the collator, as is usual. The peer has the
-      paper's settings: 8 clips a micro-batch, bf16, activations recomputed without re-entrance.
+      paper's settings: a step of 16 clips a GPU, 8 a micro-batch, bf16, activations recomputed without re-entrance.
+      Ours takes steps of as many, divided as training divides them, nothing recomputed, as in the profile.
       On a GPU: whisper-large-v3's shapes; mfu counts valid audio against a matrix product's rate of the same run.
       Needs numpy, torch, transformers and accelerate only: what it takes from aut needs no more.
 Run   python -m benchmarks.train [--quick]        (the first GPU is used where there is one)
@@ -16,7 +21,6 @@ Run   python -m benchmarks.train [--quick]        (the first GPU is used where t
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -55,9 +59,15 @@ if "aut" not in sys.modules:  # aut's own packages import what a bare host may l
 
 from aut.audio.mel import log_mel  # noqa: E402
 from aut.encoders.whisper import decoder_forward, encoder_forward  # noqa: E402
-from aut.training.flops import Shape, matrix_rate, training_flops  # noqa: E402
+from aut.training.flops import Shape, finish, matrix_rate, training_flops  # noqa: E402
+from aut.training.groups import divide  # noqa: E402
+from aut.training.memory import out_of_memory  # noqa: E402
+from aut.training.memory import release as release_memory  # noqa: E402
 
 RATE_HZ, TARGETS = 16_000, 24
+LAUNCH = 0.1  # of a micro-batch's seconds, what each costs beside them
+BUDGETS_S = (30.0, 60.0, 120.0, 240.0, 480.0)  # the last holds a padded step whole
+LARGE_STEP, LARGEST_S = 64, 960.0  # on a GPU also: clips of a step, and padded seconds of a padded micro-batch
 MEL_ATOL, LOSS_RTOL = 1e-4, 1e-3  # float32, other kernels
 MEAN_S = (8.0,) * 8 + (10.0,) + (8.0,)  # 80 % speech, 10 % sound, 10 % music
 SMALL = {"d_model": 128, "layers": 4, "heads": 4, "mels": 80, "vocabulary": 2000}
@@ -71,13 +81,15 @@ class Case:
 
     device: torch.device
     shape: dict[str, int]
-    batch: int
+    batch: int  # clips of a step
+    micro: int  # of them, in a micro-batch of the peer
     steps: int
     bf16: bool
     full: bool
-    budget_s: float  # padded seconds of a micro-batch to begin with
+    budgets_s: tuple[float, ...]  # padded seconds of a micro-batch
     workers: int
     compiled: bool = False
+    again: bool = False  # activations are recomputed
 
     @property
     def gpu(self) -> bool:
@@ -86,10 +98,32 @@ class Case:
 
 def case_of(quick: bool, rehearse: bool) -> Case:
     if rehearse:
-        return Case(torch.device("cpu"), TINY, 16, 1, True, True, 960.0, 2)
+        return Case(torch.device("cpu"), TINY, 4, 2, 1, True, True, (60.0, 120.0), 2)
     if torch.cuda.is_available():
-        return Case(torch.device("cuda"), LARGE, 64, 4 if quick else 12, True, True, 960.0, min(8, os.cpu_count() or 1))
-    return Case(torch.device("cpu"), SMALL, 8, 2 if quick else 8, False, False, 20.0, 0)
+        workers = min(8, os.cpu_count() or 1)
+        return Case(torch.device("cuda"), LARGE, 16, 8, 4 if quick else 16, True, True, BUDGETS_S, workers)
+    return Case(torch.device("cpu"), SMALL, 8, 8, 2 if quick else 8, False, False, (20.0,), 0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Micro-batches of so many padded seconds, as aut/training/sizes.py has them where nothing was timed."""
+
+    budget_s: float
+
+    def __call__(self, seconds: float) -> int:
+        return max(1, int(self.budget_s // seconds))
+
+    def took(self, padded_s: float) -> float:
+        return padded_s + LAUNCH * self.budget_s
+
+
+class Figures(dict[str, float]):
+    """Each is told as soon as it is known: a run that is cut short has not been for nothing."""
+
+    def __setitem__(self, name: str, value: float) -> None:
+        say(f"{name}: {value:.6g}")
+        super().__setitem__(name, value)
 
 
 class Pace(NamedTuple):
@@ -126,21 +160,28 @@ def main() -> None:
     seconds = float(np.mean([len(c.x_T) for c in clips])) / RATE_HZ
     say(f"{len(clips)} clips of {seconds:.1f} s on average, {case.batch} a step, on {case.device}")
     model = new_model(case)
-    errors = check(case, model, clips[:4])
-    before, memory = ours(case, model, clips), peak_gb(case)
-    peer, after = theirs(case, model, clips, case.full), ours(case, model, clips)
-    native = (before.wall + after.wall) / 2.0  # on both sides of the peer, should the machine drift
-    figures = {"ratio_hf": native / peer.wall, "clips_per_s": native, "hf_clips_per_s": peer.wall, "mean_s": seconds}
-    figures |= errors
+    figures, tried = Figures(), {}
+    for name, error in check(case, model, clips[:4]).items():
+        figures[name] = error
+    figures["mean_s"] = seconds
+    best, before, tried["clips_per_s_by_budget"] = fastest(case, model, clips)
     if case.full:
-        figures |= {"memory_gb": memory} | on_a_gpu(case, model, clips, native)
+        figures["memory_gb"] = peak_gb(case)
+    peer = theirs(case, model, clips, case.full)
+    after = steps_of(case, model, clips, best)
+    figures["hf_clips_per_s"] = peer.wall
+    figures["clips_per_s"] = (before.wall + after.wall) / 2.0  # on both sides of the peer, should the machine drift
+    figures["ratio_hf"] = figures["clips_per_s"] / peer.wall
+    if case.full:
+        tried["padded_clips_per_s_by_budget"] = on_a_gpu(case, model, clips, best, figures)
     else:
         figures["ratio_hf_cpu"] = (before.cpu + after.cpu) / 2.0 / peer.cpu
-        figures |= {} if options.quick else {"compiled_clips_per_s": compiled(case, model, clips)}
-    line = {"bench": "train", "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}}
+        if not options.quick:
+            figures["compiled_clips_per_s"] = compiled(case, model, clips, best)
+    line = {"bench": "train", "figures": {k: float(f"{v:.6g}") for k, v in figures.items()}, **tried}
+    print(json.dumps(line), flush=True)
     if not (options.quick or options.rehearse):
         keep(line, case)
-    print(json.dumps(line))
 
 
 @torch.no_grad()
@@ -168,21 +209,35 @@ def side_by_side(clips: Sequence[Clip], n_B: Any) -> Any:
     return x_BT
 
 
-def on_a_gpu(case: Case, model: Any, clips: Sequence[Clip], native: float) -> dict[str, float]:
-    """Padded, compiled, the peer without recomputation, and utilisation against the rate of a matrix product."""
-    padded = ours(case, model, clips, padded=True).wall
+def on_a_gpu(case: Case, model: Any, clips: Sequence[Clip], best: float, figures: Figures) -> dict[str, float]:
+    """Padded clips, utilisation against the rate of a matrix product, recomputed, larger steps, the peer without
+    recomputation, compiled -> padded clips a second by the seconds of a micro-batch."""
+    best_padded, padded, by_budget = fastest(case, model, clips, padded=True)
+    figures["padded_clips_per_s"] = padded.wall
     matrix = matrix_rate(case.device, torch.bfloat16)
+    figures["matrix_tflops"] = matrix / 1e12
     shape, tokens_N = Shape.of(model.config), np.full(len(clips), TARGETS)
     samples_N = np.array([len(c.x_T) for c in clips])
     valid, whole = (training_flops(shape, n, tokens_N) / len(clips) for n in (samples_N, tokens_N * 0 + 30 * RATE_HZ))
-    figures = {"padded_clips_per_s": padded, "mfu": native * valid / matrix, "padded_mfu": padded * whole / matrix}
-    figures |= {"matrix_tflops": matrix / 1e12, "compiled_clips_per_s": compiled(case, model, clips)}
+    figures["mfu"] = figures["clips_per_s"] * valid / matrix
+    figures["padded_mfu"] = padded.wall * whole / matrix
+    if again := ours(replace(case, again=True), model, clips, best):
+        figures["recomputed_clips_per_s"] = again.wall
+    if not case.gpu or len(clips) >= 2 * LARGE_STEP:  # a step that is not counted, and others
+        larger = replace(case, batch=min(LARGE_STEP, len(clips)))
+        for name, long, budget_s in (("", False, best), ("padded_", True, LARGEST_S)):
+            if found := ours(larger, model, clips, budget_s, long):
+                figures[f"{name}clips_per_s_64"] = found.wall
     try:
-        stored = theirs(case, model, clips, again=False).wall
-        figures |= {"hf_stored_clips_per_s": stored, "ratio_hf_stored": native / stored}
-    except torch.OutOfMemoryError:
+        figures["hf_stored_clips_per_s"] = theirs(case, model, clips, again=False).wall
+        figures["ratio_hf_stored"] = figures["clips_per_s"] / figures["hf_stored_clips_per_s"]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         say("Seq2SeqTrainer without recomputation: does not fit")
-    return figures
+    figures["compiled_clips_per_s"] = compiled(case, model, clips, best)
+    figures["compiled_padded_clips_per_s"] = compiled(case, model, clips, best_padded, padded=True)
+    return by_budget
 
 
 def make_clips(count: int, vocabulary: int) -> list[Clip]:
@@ -208,22 +263,40 @@ def new_model(case: Case) -> Any:
     return WhisperForConditionalGeneration(config).to(case.device)
 
 
-def ours(case: Case, model: Any, clips: Sequence[Clip], padded: bool = False, note: str = "") -> Pace:
-    """Clips a second, after a step that is not counted; a micro-batch that does not fit is halved, as in training."""
+def fastest(
+    case: Case, model: Any, clips: Sequence[Clip], padded: bool = False
+) -> tuple[float, Pace, dict[str, float]]:
+    """The best of the case's padded seconds a micro-batch, its pace, and the clips a second of all that fit."""
+    found = {s: pace for s in case.budgets_s if (pace := ours(case, model, clips, s, padded))}
+    if not found:
+        raise SystemExit(f"not even {min(case.budgets_s):g} s of audio fit this device")
+    best = max(found, key=lambda s: found[s].wall)
+    return best, found[best], {f"{s:g}": float(f"{pace.wall:.6g}") for s, pace in found.items()}
+
+
+def ours(
+    case: Case, model: Any, clips: Sequence[Clip], budget_s: float, padded: bool = False, note: str = ""
+) -> Pace | None:
+    """Clips a second, after a step that is not counted; None where a micro-batch of so many seconds does not fit."""
     model.train()
-    budget_s = case.budget_s
-    while True:
-        try:
-            pace = own_steps(case, model, clips, padded, budget_s)
-            break
-        except torch.OutOfMemoryError:
-            say(f"{budget_s:g} s of audio do not fit: half of it is tried")
-            budget_s /= 2.0
-        release(case, model)  # outside the handler, whose traceback holds the tensors
-        if budget_s < 30.0:
-            raise SystemExit("one clip of 30 s does not fit this GPU")
-    release(case, model)
-    say(f"aut, {'padded' if padded else 'native'}{note}: {pace.wall:.2f} clips/s, {budget_s:g} s a micro-batch")
+    pace = None
+    note = f"{note}{', recomputed' if case.again else ''}, {case.batch} a step, {budget_s:g} s a micro-batch"
+    try:
+        pace = own_steps(case, model, clips, padded, budget_s)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    release(case, model)  # outside the handler, whose traceback holds the tensors
+    told = f"{pace.wall:.2f} clips/s" if pace else "does not fit"
+    say(f"aut, {'padded' if padded else 'native'}{note}: {told}")
+    return pace
+
+
+def steps_of(case: Case, model: Any, clips: Sequence[Clip], budget_s: float) -> Pace:
+    """As `ours`, of a size that fitted before."""
+    pace = ours(case, model, clips, budget_s)
+    if pace is None:
+        raise SystemExit(f"{budget_s:g} s of audio do not fit any more: does something else use this device?")
     return pace
 
 
@@ -245,25 +318,23 @@ def own_steps(case: Case, model: Any, clips: Sequence[Clip], padded: bool, budge
 
 
 def own_step(case: Case, model: Any, adam: Any, step: Sequence[Clip], padded: bool, budget_s: float) -> None:
-    waiting = sorted(step, key=lambda c: -len(c.x_T))
-    while waiting:
-        longest_s = 30.0 if padded else len(waiting[0].x_T) / RATE_HZ
-        size = max(1, int(budget_s // longest_s))
-        group, waiting = waiting[:size], waiting[size:]
+    lengths_s = [30.0 if padded else len(c.x_T) / RATE_HZ for c in step]
+    for rows in divide(lengths_s, Budget(budget_s), 1):
         with torch.autocast(case.device.type, torch.bfloat16, enabled=case.bf16):
-            loss = own_loss(case, model, group, padded)
+            loss = own_loss(case, model, [step[i] for i in rows], padded)
         (loss / (len(step) * TARGETS)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     adam.step()
     adam.zero_grad(set_to_none=True)
 
 
-def compiled(case: Case, model: Any, clips: Sequence[Clip]) -> float:
+def compiled(case: Case, model: Any, clips: Sequence[Clip], budget_s: float, padded: bool = False) -> float:
     """The same with blocks compiled (params: training.compile), frames of any length; 0 where they cannot be."""
     case = replace(case, compiled=True)
     try:
-        ours(case, model, clips, note=", compiling")  # other lengths may compile once more
-        return ours(case, model, clips, note=", compiled").wall
+        ours(case, model, clips, budget_s, padded, ", compiling")  # other lengths may compile once more
+        pace = ours(case, model, clips, budget_s, padded, ", compiled")
+        return pace.wall if pace else 0.0
     except Exception as error:  # a compiler's errors are of any kind; the other figures stand without it
         say(f"torch.compile: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
         release(case, model)
@@ -272,9 +343,7 @@ def compiled(case: Case, model: Any, clips: Sequence[Clip]) -> float:
 
 def release(case: Case, model: Any) -> None:
     model.zero_grad(set_to_none=True)
-    gc.collect()
-    if case.gpu:
-        torch.cuda.empty_cache()
+    release_memory(case.device)
 
 
 def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any:
@@ -283,9 +352,9 @@ def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any
     ids_BL = torch.tensor([c.ids for c in group], device=case.device)
     mel_BMF, _ = log_mel(x_BT.to(case.device), n_B, model.config.num_mel_bins, padded)
     frames_B = None if padded else (n_B + 159) // 160
-    h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMF, frames_B, compiled=case.compiled)
-    keys_B = None if padded else f_B
-    y_BLD = decoder_forward(model.model.decoder, ids_BL[:, :-1], h_BFD, keys_B, compiled=case.compiled)
+    how: dict[str, Any] = {"compiled": case.compiled, "checkpointing": case.again}
+    h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMF, frames_B, **how)
+    y_BLD = decoder_forward(model.model.decoder, ids_BL[:, :-1], h_BFD, None if padded else f_B, **how)
     return cross_entropy(model.proj_out(y_BLD).float().flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum")
 
 
@@ -311,12 +380,12 @@ def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> Pace:
     extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        group = [clips[row["clip"]] for row in rows]
+        group = [clips[row["clip"] % len(clips)] for row in rows]
         features = extractor([c.x_T for c in group], sampling_rate=RATE_HZ, return_tensors="pt").input_features
         ids_BL = torch.tensor([c.ids for c in group])
         return {"input_features": features, "decoder_input_ids": ids_BL[:, :-1], "labels": ids_BL[:, 1:]}
 
-    batch, micro = case.batch, min(case.batch, 8)
+    batch, micro = case.batch, case.micro
     with tempfile.TemporaryDirectory() as folder:
         arguments = Seq2SeqTrainingArguments(
             output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=batch // micro,
@@ -326,7 +395,8 @@ def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> Pace:
             dataloader_num_workers=case.workers, gradient_checkpointing=again,
             gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
         )  # fmt: skip
-        rows = [{"clip": i} for i in range(len(clips))]
+        # More than are taken: at an epoch's end its workers would start again, inside the time.
+        rows = [{"clip": i} for i in range(len(clips) + 2 * batch)]
         trainer = Seq2SeqTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         ends = StepEnds(case)
         trainer.add_callback(ends)
@@ -340,8 +410,7 @@ def theirs(case: Case, model: Any, clips: Sequence[Clip], again: bool) -> Pace:
 
 
 def now(case: Case) -> float:
-    if case.gpu:
-        torch.cuda.synchronize()
+    finish(case.device)
     return time.perf_counter()
 
 
@@ -365,7 +434,10 @@ def keep(result: dict[str, Any], case: Case) -> None:
         "steps": case.steps,
     }
     path = Path(__file__).parent / "results" / f"{today}-train-{'gpu' if case.gpu else 'cpu'}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    try:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        say(f"the result is not kept ({error}): its last line says all")
 
 
 if __name__ == "__main__":
