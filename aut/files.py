@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from aut.errors import AutError, Busy, DataError, MissingInput
 
@@ -32,6 +32,25 @@ def digest_bytes(*parts: bytes) -> str:
 def digest_json(value: Any) -> str:
     """Digest of a JSON value; key order does not matter."""
     return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode())
+
+
+class Digesting:
+    """A binary file whose bytes are digested on their way to it, in order: no second read tells what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash = file, hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def write(self, block: bytes | memoryview) -> int:
+        self._hash.update(block)
+        return self._file.write(block)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def digest(self) -> str:
+        """What `digest_file` will say of the file."""
+        return self._hash.hexdigest()
 
 
 def digest_file(path: Path) -> str:

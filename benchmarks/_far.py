@@ -113,11 +113,8 @@ def plant(job: Any, layout: Any, step: int) -> None:
         p.grad = torch.zeros_like(p)
     engine.optimizer.step()
     with workplace(job, layout) as work:
-        draft = work / f".step-{step:08d}"
-        checkpoint.clean(draft)
-        engine.save(draft)
         state = checkpoint.State(job.identity, job.origin, step=step, loss_mean=6.0, loss_square=37.0)
-        checkpoint.finish(work, draft, state, keep=2)
+        checkpoint.write(work, engine.snapshot(apart=False), state, keep=2)
 
 
 def one_step(root: Path) -> None:

@@ -1,10 +1,10 @@
 """Checkpoints: whole or not there, the last N and the best kept, the newest sound one found again.
 
-In    an Engine, the loop's State
+In    an Engine's tensors (engine.snapshot), the loop's State
 Out   <work>/step-00000200/: weights.pt, optimizer.pt, state.json, and digests.json over them, written last
 Why   a folder is written beside and renamed, so a kill leaves the one before. A disk can still cut a renamed file
-      short: the digests tell, and the one before it is used, said aloud.
-      Price: every checkpoint is read once more to digest it.
+      short: the digests tell, and the one before it is used, said aloud. They are taken of what is written, on its way.
+      Price: a start reads the whole checkpoint that it goes on from, to compare.
 
 The random state is not among the files: the loop seeds each step by (seed, step), so there is none to lose.
 """
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from aut.errors import DataError
-from aut.files import digest_file, read_json, replacing, write_json
+from aut.files import Digesting, digest_file, read_json, replacing, write_json
 from aut.training.sizes import LEARNT
 
-DIGESTS = "digests.json"
+DIGESTS, STATE = "digests.json", "state.json"
 SHORT, TOLD = 8, 3  # characters of a digest, folders in a sentence
 RUN = "run.json"  # which tracked run made the checkpoints beside it
 
@@ -75,12 +75,15 @@ def clean(draft: Path) -> None:
     draft.mkdir(parents=True)
 
 
-def finish(work: Path, draft: Path, state: State, keep: int) -> Path:
-    """Makes `draft`, which holds the tensors, a checkpoint; keeps the last `keep` and the best by eval loss."""
+def write(work: Path, files: Mapping[str, Any], state: State, keep: int) -> Path:
+    """A checkpoint of `files`, by name what torch saves there; keeps the last `keep` and the best by eval loss."""
     target = work / f"step-{state.step:08d}"
+    draft = target.with_name(f".{target.name}")
+    clean(draft)
     with replacing(target, draft):
-        write_json(draft / "state.json", asdict(state))
-        write_json(draft / DIGESTS, _digests(draft))
+        digests = {name: _save(draft / name, value) for name, value in files.items()}
+        write_json(draft / STATE, asdict(state))
+        write_json(draft / DIGESTS, digests | {STATE: digest_file(draft / STATE)})
     for ahead in [p for p in checkpoints(work) if p.name > target.name]:
         shutil.rmtree(ahead)  # it was cut short, or this step would not have been done again
     kept = checkpoints(work)
@@ -89,6 +92,16 @@ def finish(work: Path, draft: Path, state: State, keep: int) -> Path:
         if old != best:
             shutil.rmtree(old)
     return target
+
+
+def _save(path: Path, value: Any) -> str:
+    """Digest of the file."""
+    import torch
+
+    with path.open("wb") as f:
+        digested: Any = Digesting(f)  # torch asks of a file no more than this
+        torch.save(value, digested)
+    return str(digested.digest)
 
 
 def discard(work: Path) -> None:
@@ -101,7 +114,7 @@ def discard(work: Path) -> None:
 
 def read_state(folder: Path) -> State:
     """Another version of aut may have known less or more: its identity is another, and what it knew tells so."""
-    values = read_json(folder / "state.json")
+    values = read_json(folder / STATE)
     return State(**{f.name: values[f.name] for f in fields(State) if f.name in values})
 
 
@@ -176,7 +189,7 @@ def whole(folder: Path) -> bool:
 
 def _eval_loss(folder: Path) -> float:
     try:
-        evals = read_json(folder / "state.json")["evals"]
+        evals = read_json(folder / STATE)["evals"]
     except Exception:
         return float("inf")
     return float(evals[-1]["eval_loss"]) if evals else float("inf")

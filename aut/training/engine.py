@@ -38,6 +38,8 @@ from aut.units import DOMAINS
 WAIT = timedelta(hours=2)
 
 T = TypeVar("T")
+WEIGHTS, OPTIMIZER = "weights.pt", "optimizer.pt"  # files of a snapshot
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its count of steps
 
 
 def set_threads() -> int:
@@ -65,6 +67,16 @@ def patience() -> Any:
     from accelerate import InitProcessGroupKwargs
 
     return InitProcessGroupKwargs(timeout=WAIT)
+
+
+def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights by name; AdamW's step, and its moments by name. Bytes are read from disk as they are used."""
+    how: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": True}
+    return torch.load(folder / WEIGHTS, **how), torch.load(folder / OPTIMIZER, **how)
+
+
+def _kept(value: Tensor, apart: bool) -> Tensor:
+    return value.to("cpu", copy=True) if apart else value
 
 
 class Engine:
@@ -236,21 +248,42 @@ class Engine:
     def close(self) -> None:
         """Leaves the process group, if there is one."""
 
-    def save(self, folder: Path) -> None:
-        """Weights and optimiser below `folder`; every process calls it."""
-        torch.save(self.captioner.whisper.state_dict(), folder / "weights.pt")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+    def snapshot(self, apart: bool) -> dict[str, Any]:
+        """What a checkpoint holds of this engine, by file: whole tensors by name, whatever the engine. In process 0;
+        every process calls it. `apart`: in host memory of their own, which later steps leave as they are."""
+        weights = {name: _kept(p.detach(), apart) for name, p in self.captioner.whisper.named_parameters()}
+        step, moments = 0.0, {key: dict[str, Tensor]() for key in MOMENTS}
+        for name, p in self._trained().items():
+            state = self.optimizer.state.get(p) or {key: torch.zeros_like(p) for key in MOMENTS}  # before any update
+            step = float(state.get("step", 0.0))
+            for key in MOMENTS:
+                moments[key][name] = _kept(state[key], apart)
+        return {WEIGHTS: weights, OPTIMIZER: {"step": step} | moments}
+
+    @property
+    def snapshot_b(self) -> int:
+        """Bytes of a snapshot that must be copied to be apart."""
+        trained = sum(p.nbytes for p in self._trained().values())
+        return int(sum(p.nbytes for p in self.captioner.whisper.parameters()) + len(MOMENTS) * trained)
 
     def settle(self) -> None:
         """After the last step: process 0 holds the whole model, in the module it was given."""
 
     def start(self, folder: Path | None) -> None:
-        """Before the first step: from the files that `save` wrote, where given."""
+        """Before the first step: from the files of a snapshot, by any engine, where given."""
         if folder is None:
             return
-        weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
-        self.captioner.whisper.load_state_dict(weights)
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        weights, moments = read_snapshot(folder)
+        with torch.no_grad():
+            for name, p in self.captioner.whisper.named_parameters():
+                p.copy_(weights[name])
+        for name, p in self._trained().items():
+            state = {key: moments[key][name].to(p.device, copy=True) for key in MOMENTS}
+            step = torch.tensor(moments["step"], dtype=torch.float32, device=p.device)  # fused AdamW wants it there
+            self.optimizer.state[p] = {"step": step} | state
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.captioner.whisper.named_parameters() if p.requires_grad}
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         torch.autograd.backward(loss)
@@ -292,9 +325,8 @@ class Parallel(Engine):
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
-    def save(self, folder: Path) -> None:
-        if self.rank == 0:
-            super().save(folder)
+    def snapshot(self, apart: bool) -> dict[str, Any]:
+        return super().snapshot(apart) if self.rank == 0 else {}
 
     def forward(self, micro: Micro) -> Sums:
         with self._accelerator.no_sync(self.model):

@@ -4,7 +4,8 @@ In    an Engine, a Loader, a Plan, rows held out for evaluation, a folder for wo
 Out   the trained weights in the Engine, a State with every metrics row; checkpoints on the way
 Why   a step is a function of (weights, optimiser, step): positions and learning rate are computed, the random state
       is seeded by (seed, step). So a resumed run equals one never stopped, bit for bit on a CPU, and a kill costs
-      the steps since the last checkpoint. Price: a checkpoint every `checkpoint_every` steps.
+      the steps since the last checkpoint. Price: a checkpoint every `checkpoint_every` steps, for which the training
+      stands still as long as its tensors are gathered and copied (writer.py).
 
 A loss or gradient that is not finite skips the update and is counted; three in a row stop the run and name the rows.
 """
@@ -38,6 +39,7 @@ from aut.training.engine import Engine
 from aut.training.flops import Shape, matrix_rate, training_flops
 from aut.training.plan import Plan, learning_rate
 from aut.training.upload import Uploads
+from aut.training.writer import Writer
 from aut.units import DOMAINS
 
 LOG_EVERY = 10  # steps
@@ -76,19 +78,24 @@ def train(run: Run) -> State:
     _tell(run, state)
     held_out = cache(lambda: (_held_out_batches(run), Samples(run.held_out, run.loader)))  # not before the first step
     clock = Clock(run.engine)
-    with _stopping() as stop, _progress(run, state) as advance:
+    with _stopping() as stop, _progress(run, state) as advance, _writer(run) as writer:
         for batch in clock.waiting(run.loader.steps(run.plan, state.step)):
             clock.add(_step(run, state, batch))
             _log(run, state, clock)
             if state.step % run.training.eval_every == 0 or state.step == run.plan.steps:
                 _evaluate(run, state, *held_out())
-            stopped = bool(run.engine.total(torch.tensor(float(stop.is_set()))) > 0)
-            if stopped or state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps:
-                _save(run, state)
-            if stopped:
+            due = state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps
+            if due:
+                _save(run, state, writer)
+            if run.engine.total(torch.tensor(float(stop.is_set()))) > 0:  # asked here: it may have come in `_save`
+                if not due:
+                    _save(run, state, writer)
+                _stand(run, writer)
                 _say(run, f"stopped at step {state.step}, checkpoint written")
                 raise SystemExit(STOPPED)
+            writer.look()
             advance(1, f"loss {state.log[-1]['loss']:.3f}" if state.log else "")
+        _stand(run, writer)
     run.engine.settle()
     return state
 
@@ -246,16 +253,26 @@ def _say(run: Run, what: str) -> None:
         print(f"{run.what}: {what}", file=sys.stderr)  # noqa: T201
 
 
-def _save(run: Run, state: State) -> None:
-    """Every process takes part: under ZeRO each holds a part of the tensors."""
-    draft = run.work / f".step-{state.step:08d}"
+def _writer(run: Run) -> Writer:
+    return Writer(run.work, run.training.keep_checkpoints, run.uploads)
+
+
+def _save(run: Run, state: State, writer: Writer) -> None:
+    """Every process takes part: under ZeRO each holds a part of the tensors. The first one writes."""
+    start = time.monotonic()
+    writer.wait()  # one copy at a time
+    apart = writer.has_room(run.engine.snapshot_b) if run.engine.rank == 0 else True
+    files = run.engine.snapshot(apart)
     if run.engine.rank == 0:
-        checkpoint.clean(draft)
-    run.engine.wait()
-    run.engine.save(draft)
-    run.engine.wait()
-    if run.engine.rank == 0:
-        run.uploads.offer(checkpoint.finish(run.work, draft, state, run.training.keep_checkpoints))
+        writer.write(files, state)
+        if not apart:
+            writer.wait()
+        _report(run, {"step": float(state.step), "checkpoint_s": time.monotonic() - start})
+
+
+def _stand(run: Run, writer: Writer) -> None:
+    """Until the last checkpoint stands; no process leaves before, for the others would be told to end."""
+    writer.wait()
     run.engine.wait()
 
 

@@ -5,8 +5,8 @@ Out   the same steps as the plain engine; checkpoints hold whole tensors by name
 Why   whole tensors load on any number of processes, which DeepSpeed's own sharded files do not. Weights stay in
       float32 and bf16 is autocast, as in the plain engine, so that nothing is lost between shard and checkpoint, nor in
       the sum of gradients over micro-batches and processes, which DeepSpeed by itself takes in bf16.
-      Price: process 0 alone writes; for 1.5 B parameters 19 GB, once every `checkpoint_every` steps. Processes send
-      gradients (under ZeRO-3 weights too) in four bytes, not two.
+      Price: process 0 alone gathers and writes; for 1.5 B parameters 19 GB, once every `checkpoint_every` steps.
+      Processes send gradients (under ZeRO-3 weights too) in four bytes, not two.
 Run   `torchrun --nproc-per-node=2 ...`, or `aut finetune`, which starts its processes itself
 """
 
@@ -26,13 +26,11 @@ from torch import Tensor, nn
 from aut.config import Schedule, Training
 from aut.errors import ConfigError
 from aut.training.data import Micro
-from aut.training.engine import Parallel, parameter_groups, patience
+from aut.training.engine import MOMENTS, OPTIMIZER, WEIGHTS, Parallel, parameter_groups, patience, read_snapshot
 from aut.training.extensions import hold_extensions
 from aut.training.model import Captioner, Sums
 from aut.training.recall import Recall
 from aut.training.trial import BUCKET
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Sharded(Parallel):
@@ -65,11 +63,10 @@ class Sharded(Parallel):
         ZeRO-3 takes an empty step to make room for the moments, which must decay nothing."""
         moments: dict[str, Any] | None = None
         if folder is not None:
-            weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True, mmap=True)
+            weights, moments = read_snapshot(folder)
             with torch.no_grad():
                 for name, p in self.captioner.whisper.named_parameters():
                     p.copy_(weights[name])
-            moments = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
         self._frozen = {n: p.detach().clone() for n, p in self._parameters() if not self._names[n]}
         s = self._schedule
         adam = torch.optim.AdamW(parameter_groups(self.captioner, s.weight_decay), lr=0.0, betas=s.betas, fused=True)
@@ -114,14 +111,15 @@ class Sharded(Parallel):
     def wait(self) -> None:
         torch.distributed.barrier()
 
-    def save(self, folder: Path) -> None:
+    snapshot_b = 0  # gathered, it is a copy already
+
+    def snapshot(self, apart: bool) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         weights = self._gather()
         moments = {key: self._collect(lambda p, key=key: safe_get_full_optimizer_state(p, key)) for key in MOMENTS}
-        if self.rank == 0:
-            torch.save(weights, folder / "weights.pt")
-            torch.save({"step": float(self._adam_state(self._shards()[0])["step"])} | moments, folder / "optimizer.pt")
+        step = float(self._adam_state(self._shards()[0])["step"])
+        return {WEIGHTS: weights, OPTIMIZER: {"step": step} | moments} if self.rank == 0 else {}
 
     def settle(self) -> None:
         """Process 0 holds the whole model in ordinary tensors afterwards, on the CPU."""

@@ -141,10 +141,8 @@ def test_what_stands_out_is_told_with_its_rows():
 
 def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.2)):
-        draft = tmp_path / f".step-{step:08d}"
-        checkpoint.clean(draft)
-        (draft / "weights.pt").write_bytes(b"x")
-        checkpoint.finish(tmp_path, draft, State("i", step=step, evals=[{"step": step, "eval_loss": loss}]), keep=2)
+        state = State("i", step=step, evals=[{"step": step, "eval_loss": loss}])
+        checkpoint.write(tmp_path, {"x": step}, state, keep=2)
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00000002", "step-00000004", "step-00000005"]
 
 
@@ -190,10 +188,7 @@ def test_checkpoints_go_to_a_second_place_and_come_back(case, tmp_path, monkeypa
 
 
 def made(work, step):
-    draft = work / f".step-{step:08d}"
-    checkpoint.clean(draft)
-    (draft / "weights.pt").write_bytes(os.urandom(1000))
-    return checkpoint.finish(work, draft, State("i", step=step), keep=9)
+    return checkpoint.write(work, {"weights.pt": os.urandom(1000)}, State("i", step=step), keep=9)
 
 
 def test_a_copy_cut_short_is_passed_over_for_the_one_before(tmp_path, capsys):
