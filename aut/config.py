@@ -50,6 +50,8 @@ Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
 Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
 Some = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]
 """At least one, none twice: a seed given twice would be counted as two."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A training's 64 random bits are a seed and a step, numpy's older generators take 32."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 """Sources, probe sets and encoders: these names become DVC stage names and folders."""
 
@@ -261,11 +263,13 @@ class Base(Frozen):
     def _check_base(self) -> Iterator[str]:
         if "base" not in self.encoders:
             yield "encoders needs the key 'base'"
+        elif self.encoders["base"].kind not in ("train", "pretrained"):
+            yield f"encoders.base.kind = {self.encoders['base'].kind} cannot be fine-tuned: give train or pretrained"
 
 
 class Finetune(Frozen):
     arms: Some[Literal["adapted", "control"]]
-    seeds: Some[NonNegativeInt]
+    seeds: Some[Seed]
     schedule: Schedule
     training: Training
 
@@ -323,7 +327,7 @@ class Adam(Frozen):
 class Probe(Frozen):
     sets: dict[Name, Some[str]]  # probe source -> protocols, the first one decides
     protocols: dict[str, Protocol]
-    seeds: Some[NonNegativeInt]  # for random fits (adam)
+    seeds: Some[Seed]  # for random fits (adam)
     c_grid: Some[PositiveFloat]  # logistic: chosen inside the training part
     inner_folds: Annotated[int, Field(ge=2)]
     tolerance: PositiveFloat
@@ -356,7 +360,7 @@ class Register(Frozen):
 
 class Params(Frozen):
     profile: str
-    seed: NonNegativeInt
+    seed: Seed
     sources: dict[Name, Source]
     index: Index
     screen: Screen
@@ -385,6 +389,10 @@ class Params(Frozen):
         for domain, share in self.mixture.quota.items():
             if share and not self.pool(domain):
                 yield f"mixture.quota.{domain} = {share:g}, but no source has role '{domain}'"
+
+    def _check_control(self) -> Iterator[str]:
+        if "control" in self.finetune.arms and not self.mixture.quota.get("speech", 0.0):
+            yield "finetune.arms has control, which is speech only, and mixture.quota.speech = 0: leave one out"
 
     def _check_encoders(self) -> Iterator[str]:
         known = {*self.base.encoders, *(f"{a}-{s}" for a in self.finetune.arms for s in self.finetune.seeds)}

@@ -44,15 +44,22 @@ def base(params: Params, layout: Layout, track: Tracker, encoder: str) -> Report
     if wanted.kind == "train":
         return _train(params, layout, track, encoder)
     with replacing(layout.model(encoder)) as draft:
-        if wanted.kind == "logmel":
-            return _describe(draft, {"kind": "logmel", "mels": params.base.shape.mels})
-        if wanted.kind == "hub":
-            return _hub(draft, wanted)
-        if wanted.kind == "registered":
-            return _registered(draft, wanted)
-        if wanted.kind == "pretrained":
-            return _pretrained(draft, wanted)
-        return _random(draft, params, layout)
+        report = _made(draft, params, layout, wanted)
+    if "commit" in report:
+        track.params({"commit": report["commit"]})
+    return report
+
+
+def _made(draft: Path, params: Params, layout: Layout, wanted: BaseEncoder) -> Report:
+    if wanted.kind == "logmel":
+        return _describe(draft, {"kind": "logmel", "mels": params.base.shape.mels})
+    if wanted.kind == "hub":
+        return _hub(draft, wanted)
+    if wanted.kind == "registered":
+        return _registered(draft, wanted)
+    if wanted.kind == "pretrained":
+        return _pretrained(draft, wanted)
+    return _random(draft, params, layout)
 
 
 def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
@@ -117,16 +124,15 @@ def _random(draft: Path, params: Params, layout: Layout) -> Report:
 
 
 def _pretrained(draft: Path, wanted: BaseEncoder) -> Report:
-    """A published Whisper, decoder included, safetensors only: loading a pickle would run its code."""
-    import torch
-    from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
+    """A published Whisper, decoder included, every weight of it there and finite."""
+    from aut.training.model import load_whisper, refuse_not_finite
 
+    model, remedy = str(wanted.model), "download it again, or name another in base.encoders.<name>.model"
     with _reaching(wanted):
-        whisper = WhisperForConditionalGeneration.from_pretrained(
-            wanted.model, revision=wanted.revision, dtype=torch.float32, use_safetensors=True
-        )
+        whisper = load_whisper(model, remedy, revision=wanted.revision)
         _processor(wanted).save_pretrained(draft)
-    facts: Report = {"kind": "pretrained", **_origin(wanted)}
+    refuse_not_finite(whisper, model, remedy)
+    facts: Report = {"kind": "pretrained", **_origin(wanted), **_commit(whisper.config)}
     write_model(whisper, draft, facts)
     return facts
 
@@ -136,9 +142,10 @@ def _hub(draft: Path, wanted: BaseEncoder) -> Report:
     from transformers import AutoFeatureExtractor, AutoModel
 
     with _reaching(wanted):
-        AutoModel.from_pretrained(wanted.model, revision=wanted.revision, use_safetensors=True).save_pretrained(draft)
+        model = AutoModel.from_pretrained(wanted.model, revision=wanted.revision, use_safetensors=True)
+        model.save_pretrained(draft)
         AutoFeatureExtractor.from_pretrained(wanted.model, revision=wanted.revision).save_pretrained(draft)
-    return _describe(draft, {"kind": "hub", **_origin(wanted)})
+    return _describe(draft, {"kind": "hub", **_origin(wanted), **_commit(model.config)})
 
 
 def _registered(draft: Path, wanted: BaseEncoder) -> Report:
@@ -165,6 +172,12 @@ def _origin(wanted: BaseEncoder) -> Report:
     """Name and revision; of a folder only its name, for its place is not part of what it is."""
     model = str(wanted.model)
     return {"model": Path(model).name if Path(model).is_dir() else model, "revision": wanted.revision or ""}
+
+
+def _commit(config: Any) -> Report:
+    """What the hub's revision was when it was read; of a folder nothing is known."""
+    commit = getattr(config, "_commit_hash", None)
+    return {"commit": str(commit)} if commit else {}
 
 
 class _reaching:  # noqa: N801 - reads as a statement

@@ -25,11 +25,13 @@ from torch.nn.functional import cross_entropy
 from aut.audio.mel import log_mel
 from aut.config import ModelShape, Training
 from aut.encoders.whisper import decoder_forward, encoder_forward
-from aut.errors import MissingInput
+from aut.errors import DataError, MissingInput
 from aut.training.augment import Augment
 from aut.training.data import IGNORED, Micro
 from aut.training.tokenizer import EOT, NO_TIMESTAMPS, SOT, TRANSCRIBE
 from aut.units import DECODER_TOKENS, DOMAINS
+
+TIED = "proj_out.weight"  # to the decoder's embed_tokens: no file need hold it
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,53 @@ def random_whisper(config: Any, seed: int) -> Any:
 
 
 def open_whisper(folder: Path) -> Any:
-    """The model in a checkpoint folder, float32. MissingInput where there are no weights."""
-    from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
-
+    """The model in a checkpoint folder, float32. MissingInput where there are no weights, DataError where not all."""
     if not any(folder.glob("*.safetensors")):
         raise MissingInput(f"{folder} holds no model.safetensors", "run `aut base base`, or name a folder with weights")
-    with quiet():
-        return WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+    return load_whisper(folder, "run `aut base base` again", local_files_only=True)
+
+
+def load_whisper(name: str | Path, remedy: str, **how: Any) -> Any:
+    """A Whisper of the hub or a folder, float32, safetensors only: loading a pickle would run its code.
+
+    DataError, with `remedy`, where a file is cut short or a tensor is missing or of another shape: transformers would
+    draw it at random.
+    """
+    from safetensors import SafetensorError
+    from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
+
+    how |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        with quiet():
+            whisper, told = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32, **how)
+    except SafetensorError as error:
+        raise DataError(f"{_unreadable(name)} is cut short or no safetensors ({error})", remedy) from None
+    missing, others = set(told["missing_keys"]) - {TIED}, {str(key[0]) for key in told["mismatched_keys"]}
+    for keys, wrong in ((missing - others, "missing"), (others, "of another shape than config.json says")):
+        if keys:
+            first = f"{min(keys)} and {len(keys) - 1} more tensors are" if len(keys) > 1 else f"{min(keys)} is"
+            raise DataError(f"the weights in {name} are no whole Whisper: {first} {wrong}", remedy)
+    return whisper
+
+
+def refuse_not_finite(whisper: Any, name: str, remedy: str) -> None:
+    """DataError that names the first tensor with a NaN or an infinity."""
+    for key, value in whisper.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise DataError(f"the weights in {name} are not finite: {key}", remedy)
+
+
+def _unreadable(name: str | Path) -> str:
+    """The first file of a folder that cannot be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(Path(name).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError:
+            return str(path)
+    return f"a file of {name}"
 
 
 def save_whisper(whisper: Any, folder: Path) -> None:
@@ -160,8 +200,8 @@ def save_whisper(whisper: Any, folder: Path) -> None:
     whisper.config.dtype = torch.float32
     whisper.config.save_pretrained(folder)
     whisper.generation_config.save_pretrained(folder)
-    weights = {k: v.detach().cpu().contiguous() for k, v in whisper.state_dict().items() if k != "proj_out.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # proj_out is tied to embed_tokens
+    weights = {k: v.detach().cpu().contiguous() for k, v in whisper.state_dict().items() if k != TIED}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class quiet:  # noqa: N801 - reads as a statement
