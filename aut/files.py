@@ -187,6 +187,16 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds `path` by `locked`."""
+    with suppress(FileNotFoundError), path.open("rb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def no_room(error: BaseException, folders: Iterable[Path]) -> AutError | None:
     """What to say where a disk or a quota was full, by any library's error; None where it was not.
 

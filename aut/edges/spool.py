@@ -63,21 +63,24 @@ class Spool:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Copies the file or folder at once: an output may be replaced before it is shipped."""
+        path.stat()  # one that is missing is the caller's error
         with self._lock:
             self._copies += 1
             copy = self.folder / "files" / f"{os.getpid()}-{self._copies}" / path.name
-        if path.is_dir():
-            shutil.copytree(path, copy)
-        else:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy)
-        self.write("artifact", path=copy.relative_to(self.folder).as_posix(), folder=folder)
+        with self._kept(copy):
+            if path.is_dir():
+                shutil.copytree(path, copy)
+            else:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
+            self.write("artifact", path=copy.relative_to(self.folder).as_posix(), folder=folder)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Kept as JSON in the layout that MLflow shows as a table; the newest of a name is the one that is shown."""
         path = self.folder / "files" / f"{os.getpid()}-{name}" / f"{name}.json"
-        write_json(path, {"columns": list(columns), "data": [list(row) for row in rows]})
-        self.write("table", path=path.relative_to(self.folder).as_posix())
+        with self._kept(path):
+            write_json(path, {"columns": list(columns), "data": [list(row) for row in rows]})
+            self.write("table", path=path.relative_to(self.folder).as_posix())
 
     def goes_on(self, marker: Path) -> None:
         self.write("goes_on", marker=str(marker))
@@ -88,11 +91,17 @@ class Spool:
     def write(self, kind: str, **event: Any) -> None:
         """One line, one system call: lines of threads and processes do not mix."""
         line = json.dumps({"kind": kind, "t_ms": time.time_ns() // 1_000_000, **event}, default=str) + "\n"
-        try:
+        with self._kept(self.folder / EVENTS):
             os.write(self._fd, line.encode())
-        except OSError as error:  # a full disk must not stop a training that could still finish
+
+    @contextmanager
+    def _kept(self, path: Path) -> Iterator[None]:
+        """A full disk must not stop a training that could still finish: said once, and what was to be kept is not."""
+        try:
+            yield
+        except OSError as error:
             if not self._failed:
-                _say(f"tracking stopped, {self.folder / EVENTS} cannot be written: {error}")
+                _say(f"tracking has gaps from now on, {path} cannot be written: {error}")
             self._failed = True
 
     def close(self) -> None:

@@ -88,6 +88,7 @@ def _train(params: Params, layout: Layout, track: Tracker, name: str) -> Report:
         plan=plan(section.schedule, order.length),
         held_out=order.rows(np.arange(len(held), dtype=np.int64)),
         inputs={"shape": section.shape.model_dump(), "texts": [digest_file(p) for p in _pools(params, layout)]},
+        place=str(layout.root),
     )
     track.dataset("speech", order.digest, order.length, layout.root / "data/index/speech")
     with workplace(job, layout) as work:

@@ -100,6 +100,7 @@ def _job(
         plan=own,
         held_out=fixed.rows(np.arange(min(eval_clips, fixed.length // 4), dtype=np.int64)),
         inputs={"arm": arm, "base": weights, "mixture": mixture.digest},
+        place=str(layout.root),
     )
     return job, matching
 

@@ -6,11 +6,14 @@ Why   a folder is written beside and renamed, so a kill leaves the one before. A
       short: the digests tell, and the one before it is used, said aloud. They are taken of what is written, on its way.
       Price: a start reads the whole checkpoint that it goes on from, to compare.
 
+AUT_ANEW=1   begins anew beside an interrupted training of the same name, on other rows or from another model
+
 The random state is not among the files: the loop seeds each step by (seed, step), so there is none to lose.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -20,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from aut.errors import DataError
-from aut.files import Digesting, digest_file, read_json, replacing, write_json
+from aut.files import Digesting, digest_file, is_locked, read_json, replacing, write_json
 from aut.training.sizes import LEARNT
 
 DIGESTS, STATE = "digests.json", "state.json"
 SHORT, TOLD = 8, 3  # characters of a digest, folders in a sentence
 RUN = "run.json"  # which tracked run made the checkpoints beside it
+LOCK = "lock"  # held by the training at work
+PLACE = "place"  # in an origin: the working copy that asked for it
+STARTS = ("model", "mixture")  # of an origin, what a training started from
 
 
 @dataclass
@@ -35,7 +41,9 @@ class State:
     step       optimiser steps done
     window     sums since the last logged row
     log        metrics rows so far: a resumed run has them all
-    origin     the checkpoint's name; digests of the model it started from, of the rows, of params and code
+    origin     the checkpoint's name; digests of the model it started from, of the rows, of params and code; the
+               working copy
+    lost       steps in a row that were not finite, with their rows
     captions   samples of every evaluation (aut/training/captions.py)
     """
 
@@ -48,7 +56,6 @@ class State:
     tokens: int = 0
     replaced: int = 0
     skipped: int = 0
-    skipped_in_a_row: int = 0
     loss_mean: float = 0.0
     loss_square: float = 0.0
     ids_digest: str = ""
@@ -56,6 +63,7 @@ class State:
     log: list[dict[str, float]] = field(default_factory=list)
     evals: list[dict[str, float]] = field(default_factory=list)
     spikes: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[dict[str, Any]] = field(default_factory=list)
     captions: list[list[Any]] = field(default_factory=list)
 
     @property
@@ -143,15 +151,18 @@ def newest(work: Path, identity: str, origin: Mapping[str, str] | None = None) -
 def elsewhere(work: Path, origin: Mapping[str, str]) -> str:
     """One sentence on the checkpoints that lie beside `work`, of the same name and other inputs; "" without any.
 
-    Only each folder's newest state.json is read: they are told of, not used.
+    DataError where one of them is this working copy's own, of another model or other rows, unless AUT_ANEW=1: what
+    it has cost would be lost by a mistake upstream. Nobody may be at work there.
     """
-    told = []
-    for sibling in sorted(p for p in work.parent.glob("*") if p != work):
-        with suppress(Exception):  # whatever is wrong with it, it is none of ours
-            folder = checkpoints(sibling)[-1]
-            theirs = read_state(folder).origin
-            if theirs["name"] == origin["name"]:
-                told.append(f"{sibling.name[:SHORT]} ({folder.name}: {_shortly(theirs, origin)})")
+    left = _left(work, origin["name"])
+    for folder, theirs in left if os.environ.get("AUT_ANEW") != "1" else ():
+        ours = {name: origin[name] for name in STARTS}
+        if origin.get(PLACE) and theirs.get(PLACE) == origin[PLACE] and _told(theirs, ours):
+            raise DataError(
+                f"{origin['name']} was interrupted at {folder}, with other inputs: {'; '.join(_told(theirs, ours))}",
+                f"give back its inputs to go on from it; to begin anew set AUT_ANEW=1 once, or remove {folder.parent}",
+            )
+    told = [f"{folder.parent.name[:SHORT]} ({folder.name}: {_shortly(theirs, origin)})" for folder, theirs in left]
     if not told:
         return ""
     more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
@@ -161,22 +172,40 @@ def elsewhere(work: Path, origin: Mapping[str, str]) -> str:
     )
 
 
+def _left(work: Path, name: str) -> list[tuple[Path, dict[str, str]]]:
+    """The newest checkpoint, by its state.json, of each training of that name beside `work` that nobody is at."""
+    found = []
+    for sibling in sorted(p for p in work.parent.glob("*") if p != work):
+        with suppress(Exception):  # whatever is wrong with it, it is none of ours
+            folder = checkpoints(sibling)[-1]
+            theirs = read_state(folder).origin
+            if theirs["name"] == name and not is_locked(sibling / LOCK):
+                found.append((folder, theirs))
+    return found
+
+
 def _shortly(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    differing = [name for name in ours if theirs.get(name) != ours[name]]
+    differing = [name for name in ours if name != PLACE and theirs.get(name) != ours[name]]
     told = [f"its {name} {theirs.get(name, 'unknown')[:SHORT]}, here {ours[name][:SHORT]}" for name in differing]
     return "; ".join(told) or "of another version of aut"
 
 
 def _differences(state: State, identity: str, origin: Mapping[str, str]) -> str:
     """What differs, both sides named."""
-    named = [(name, state.origin.get(name, "unknown"), origin[name]) for name in origin]
-    told = [f"its {name} is {theirs}, this run's is {ours}" for name, theirs, ours in named if theirs != ours]
-    return "; ".join(told or [f"its inputs (params, code) are {state.identity}, this run's are {identity}"])
+    ours = {name: value for name, value in origin.items() if name != PLACE}
+    return "; ".join(
+        _told(state.origin, ours) or [f"its inputs (params, code) are {state.identity}, this run's are {identity}"]
+    )
 
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DIGESTS)
     return {p.relative_to(folder).as_posix(): digest_file(p) for p in files}
+
+
+def _told(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    named = [(name, theirs.get(name, "unknown"), ours[name]) for name in ours]
+    return [f"its {name} is {other}, this run's is {own}" for name, other, own in named if other != own]
 
 
 def whole(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ LOOK_AHEAD = 4  # steps decoded before they are needed, at least
 CACHE_BYTES = 1_000_000_000
 MAX_REPLACEMENTS = 100  # unreadable clips in a row before we give up
 IGNORED = -100  # target that counts nowhere
+REPLACED = "the next of its domain takes its place"
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Loader:
 
     def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
         """Rows that are given. Unreadable ones are left out."""
-        fetched = self._pool.map(self._try, range(len(rows)), rows)
+        fetched = self._pool.map(partial(self._try, otherwise="it is left out"), range(len(rows)), rows)
         return [e for e in fetched if e is not None]
 
     def _batch(self, step: int, positions: NDArray[np.int64]) -> Batch:
@@ -249,19 +251,21 @@ class Loader:
             f"check {self._root(row)}, or run `aut index {row['source']}` again",
         )
 
-    def _try(self, position: int, row: Mapping[str, Any]) -> Example | None:
+    def _try(self, position: int, row: Mapping[str, Any], otherwise: str = REPLACED) -> Example | None:
         try:
             ids = self.targets(row["text"] or "")
             pcm_T = self._cache(str(row["id"]), lambda: self._decode(row))
         except (Unreadable, OSError) as error:
             if row["id"] not in self._said:
                 self._said.add(str(row["id"]))
-                print(f"{row['id']}: {error}: the next of its domain takes its place", file=sys.stderr)  # noqa: T201
+                print(f"{row['id']}: {error}: {otherwise}", file=sys.stderr)  # noqa: T201
             return None
         return Example(position, str(row["id"]), DOMAINS.index(row["domain"]), pcm_T, ids)
 
     def _decode(self, row: Mapping[str, Any]) -> NDArray[np.int16]:
         x_T = read_clip(self._root(row), row, max_s=self._max_s)
+        if not x_T.size:
+            raise Unreadable("zero_length", "no samples")
         return np.round(np.clip(x_T, -1.0, 1.0) * 32767.0).astype(np.int16)
 
     def _root(self, row: Mapping[str, Any]) -> Path:

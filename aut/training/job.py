@@ -3,8 +3,8 @@
 In    an order and a plan over it, a starting model, the folder that holds its tokenizer
 Out   a State; the model is trained in place
 Why   work in progress lies in AUT_WORK/<stage>/<digest of the inputs>: DVC deletes a stage's outs before it runs.
-      The digest covers the code, so that changed code never goes on with an old checkpoint; a lock there makes a
-      second start say which process is at work.
+      The digest covers the code, so that changed code never goes on with an old checkpoint, and leaves out what
+      changes no step; a lock there makes a second start say which process is at work.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from aut.config import Params, Schedule, Training
 from aut.contracts import Tracker
 from aut.files import digest_code, digest_json, locked, write_bytes, write_json
 from aut.layout import Layout
+from aut.training.checkpoint import LOCK, PLACE
 from aut.training.placement import count
 
 if TYPE_CHECKING:
@@ -32,13 +33,24 @@ if TYPE_CHECKING:
     from aut.training.plan import Plan
     from aut.training.sizes import Sizes
 
-CODE = ("training", "audio", "encoders/whisper.py", "order.py", "stages/base.py", "stages/finetune.py")
+CODE = (
+    *("audio/decode.py", "audio/mel.py", "encoders/whisper.py", "order.py", "units.py"),
+    *("stages/base.py", "stages/finetune.py"),
+    *(f"training/{name}.py" for name in ("augment", "checkpoint", "data", "engine", "job", "kept", "loop", "model")),
+    *(f"training/{name}.py" for name in ("plan", "sharded", "tokenizer")),
+)
+"""Modules that a trained weight depends on; what else a training reaches, a test lists with the reason."""
+PLACEMENT = {"checkpoint_every", "keep_checkpoints", "activation_checkpointing", "deepspeed_stage"}
+"""Settings that change no step but by the order of float32 sums: a training goes on under others."""
 LAST_ROWS = 10  # logged rows whose mean is the final loss
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what. `name` is the checkpoint's name, `inputs` all else that the result depends on."""
+    """What is trained on what. `name` is the checkpoint's name, `inputs` all else that the result depends on.
+
+    `place` is the working copy that asks, and no part of the identity: the same work elsewhere is the same.
+    """
 
     stage: str
     name: str
@@ -49,6 +61,7 @@ class Job:
     plan: Plan
     held_out: list[dict[str, Any]]
     inputs: Mapping[str, Any]
+    place: str = ""
 
     @property
     def origin(self) -> dict[str, str]:
@@ -58,7 +71,8 @@ class Job:
         settings = [self.seed, self._facts["schedule"], self._facts["training"]]
         others = {name: value for name, value in self.inputs.items() if name not in ("base", "mixture")}
         params, code = digest_json([settings, others]), self._facts["code"]
-        return {"name": self.name, "model": model, "mixture": mixture, "params": params, "code": code}
+        told = {"name": self.name, "model": model, "mixture": mixture, "params": params, "code": code}
+        return told | {PLACE: self.place}
 
     @property
     def identity(self) -> str:
@@ -70,7 +84,7 @@ class Job:
             "name": self.name,
             "seed": self.seed,
             "schedule": self.schedule.model_dump(),
-            "training": self.training.model_dump(),
+            "training": self.training.model_dump(exclude=PLACEMENT),
             "rows": self.order.digest,
             "clips": self.plan.clips,
             "held_out": [row["id"] for row in self.held_out],
@@ -91,7 +105,7 @@ def workplace(job: Job, layout: Layout) -> Iterator[Path]:
     if int(os.environ.get("RANK", "0")):  # another process of the same run, whose first one holds the lock
         yield work
         return
-    with locked(work / "lock", f"{job.stage} {job.name}"):
+    with locked(work / LOCK, f"{job.stage} {job.name}"):
         yield work
 
 
@@ -127,7 +141,7 @@ def execute(job: Job, whisper: Any, tokens: Path, roots: Mapping[str, Path], wor
     )
     track.goes_on(work / RUN)
     try:
-        with uploads(f"{job.stage}/{job.identity}") as second:
+        with uploads(f"{job.stage}/{job.identity}", work) as second:
             return train(
                 Run(
                     what=f"{job.stage} {job.name}",
@@ -156,7 +170,7 @@ def finished(job: Job, work: Path) -> None:
     from aut.training.upload import uploads
 
     discard(work)
-    with uploads(f"{job.stage}/{job.identity}") as second:
+    with uploads(f"{job.stage}/{job.identity}", work) as second:
         second.discard()
 
 

@@ -114,7 +114,7 @@ def _step(run: Run, state: State, batch: Batch) -> float:
     loss, lr = sum(loss_G) / tokens, learning_rate(run.schedule, step, run.plan.steps)
     norm = engine.update(lr, loss)
     if math.isfinite(loss) and math.isfinite(norm):
-        state.skipped_in_a_row = 0
+        state.lost = []
         _watch(run, state, batch, loss)
         _add(state, loss_G, tokens_G, norm)
     else:
@@ -143,13 +143,14 @@ def fingerprint(row_ids: Sequence[str]) -> list[float]:
 
 def _skip(run: Run, state: State, batch: Batch, loss: float, norm: float) -> None:
     state.skipped += 1
-    state.skipped_in_a_row += 1
-    said = f"step {state.step}: loss {loss:g}, gradient norm {norm:g}"
+    step = state.step + 1  # counted from 1, as in every row that is logged
+    state.lost.append({"step": step, "ids": run.engine.gather(batch.row_ids)})
+    said = f"step {step}: loss {loss:g}, gradient norm {norm:g}"
     _say(run, f"{said}: the update is skipped")
-    if state.skipped_in_a_row >= MAX_SKIPS:
-        rows = run.engine.gather(batch.row_ids)
+    if len(state.lost) >= MAX_SKIPS:
+        rows = "; ".join(f"rows of step {s['step']}: {', '.join(s['ids'])}" for s in state.lost)
         raise DataError(
-            f"{run.what}: {MAX_SKIPS} steps in a row were not finite; {said}; rows {', '.join(rows)}",
+            f"{run.what}: {MAX_SKIPS} steps in a row were not finite; {said}; {rows}",
             "look at these rows, lower the learning rate, or train in fp32",
         )
 
@@ -159,8 +160,9 @@ def _watch(run: Run, state: State, batch: Batch, loss: float) -> None:
     if state.step >= SPIKE_AFTER:
         deviation = math.sqrt(max(state.loss_square - state.loss_mean**2, 1e-12))
         if loss > state.loss_mean + SPIKE * deviation:
-            _say(run, f"loss {loss:.3f} at step {state.step} stands out")
-            state.spikes.append({"step": state.step, "loss": loss, "ids": run.engine.gather(batch.row_ids)})
+            step = state.step + 1
+            _say(run, f"loss {loss:.3f} at step {step} stands out")
+            state.spikes.append({"step": step, "loss": loss, "ids": run.engine.gather(batch.row_ids)})
             del state.spikes[:-SPIKES_KEPT]
             _tell(run, state)
     memory = min(MEMORY, 1.0 - 1.0 / (state.step + 1))

@@ -25,6 +25,7 @@ from aut.guard import grace_s
 from aut.training import checkpoint
 
 KEPT = 2  # in the second place
+LINKED = ".up-"
 
 
 class Uploads:
@@ -80,7 +81,7 @@ class Remote(Uploads):
         return bool(names)
 
     def offer(self, folder: Path) -> None:
-        linked = folder.with_name(f".up-{folder.name}")
+        linked = folder.with_name(f"{LINKED}{folder.name}")
         shutil.rmtree(linked, ignore_errors=True)
         shutil.copytree(folder, linked, copy_function=os.link)  # the checkpoint may be removed while we copy
         with self._changed:
@@ -106,7 +107,7 @@ class Remote(Uploads):
     def _work(self) -> None:
         while (linked := self._wait()) is not None:
             try:
-                self._copy(linked, linked.name.removeprefix(".up-"))
+                self._copy(linked, linked.name.removeprefix(LINKED))
                 self._failed = ""
             except Exception as error:  # whatever fails there, the training goes on, and so do later uploads
                 if not self._failed:
@@ -144,10 +145,15 @@ def _package(address: str) -> str:
 
 
 @contextmanager
-def uploads(name: str) -> Iterator[Any]:
-    """The second place of the training `name`, where AUT_CHECKPOINTS names one; its last copy is waited for."""
-    address = os.environ.get("AUT_CHECKPOINTS")
-    opened = Remote(address, name) if address and os.environ.get("RANK", "0") == "0" else Uploads()
+def uploads(name: str, work: Path) -> Iterator[Any]:
+    """The second place of the training `name`, where AUT_CHECKPOINTS names one; its last copy is waited for.
+
+    Hard links in `work` of a copy that was killed, each as large as a checkpoint, go.
+    """
+    address, first = os.environ.get("AUT_CHECKPOINTS"), os.environ.get("RANK", "0") == "0"
+    for left in work.glob(f"{LINKED}*") if first else ():
+        shutil.rmtree(left, ignore_errors=True)
+    opened = Remote(address, name) if address and first else Uploads()
     try:
         yield opened
     finally:

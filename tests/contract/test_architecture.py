@@ -123,6 +123,25 @@ def test_a_block_of_the_index_is_named_by_all_code_that_makes_its_rows():
     assert {p for p in paths - heard if p.removesuffix(".py") not in PLUMBING} <= {*CODE}
 
 
+PLACED = ("extensions", "groups", "launch", "memory", "placement", "recall", "sizes", "trial", "upload", "writer")
+NO_WEIGHT = {
+    **dict.fromkeys(("captions", "flops", "greedy", "wer"), "reports"),
+    **dict.fromkeys(PLACED, "placement"),
+}
+"""Modules of aut/training in which a change leaves a training what it is: its checkpoints are gone on from."""
+
+
+def test_a_training_is_known_by_the_modules_that_its_weights_depend_on():
+    from aut.training.job import CODE
+
+    reached = closure("aut.stages.base") | closure("aut.stages.finetune")
+    baselines = {"aut.encoders.api", "aut.encoders.clipwise"}  # a registered encoder is copied by their names
+    plumbing = {m for m in reached if m.split(".")[1] in PLUMBING - {"units"}}  # whose values are in its facts
+    others = {f"aut.training.{name}" for name in NO_WEIGHT} | baselines | plumbing | {"aut.training"}
+    assert others <= reached
+    assert {MODULES[m].relative_to(ROOT / "aut").as_posix() for m in reached - others} == set(CODE)
+
+
 PARAMS = {
     "pool": ("sources",),
     "champion_encoder": ("compare.a", "finetune.seeds"),

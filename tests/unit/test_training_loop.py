@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from aut.contracts import INDEX_SCHEMA, Silent
-from aut.training import checkpoint
+from aut.training import checkpoint, data
 from aut.training.data import Loader
 from aut.training.job import execute
 from aut.training.sizes import Sizes
@@ -162,6 +162,24 @@ def test_a_clip_whose_text_the_decoder_cannot_hold_is_replaced_counted_and_told(
     assert "noise/0003: text_too_long: " in capsys.readouterr().err
 
 
+def test_a_clip_without_a_sample_is_replaced_and_of_an_evaluation_left_out(case, monkeypatch, capsys):
+    job = job_of(case)
+    rows = job.order.rows(np.arange(4))
+    read, empty = data.read_clip, {rows[1]["id"]}
+
+    def heard(root, row, max_s):
+        return read(root, row, max_s)[: 0 if row["id"] in empty else None]
+
+    monkeypatch.setattr(data, "read_clip", heard)
+    loader = loader_of(case, job)
+    assert [e.id for e in loader.examples(rows)] == [row["id"] for row in rows if row["id"] not in empty]
+    assert f"{rows[1]['id']}: zero_length: no samples: it is left out" in capsys.readouterr().err
+    batch = next(loader_of(case, job).steps(job.plan, 0))
+    assert (batch.replaced, len(batch.row_ids)) == (1, 4)
+    assert not empty & set(batch.row_ids)
+    assert f"{rows[1]['id']}: zero_length: no samples: the next of its domain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("clips", [1, 2, 4, 5])
 def test_every_process_evaluates_as_many_micro_batches(case, clips):
     job = job_of(case)
@@ -192,8 +210,11 @@ def test_losses_that_are_not_finite_stop_after_three_and_name_rows(case, tmp_pat
     whisper = whisper_of(case)
     with torch.no_grad():
         whisper.model.encoder.conv1.weight.fill_(float("nan"))
-    with pytest.raises(DataError, match=r"3 steps in a row were not finite.*noise/"):
+    with pytest.raises(DataError, match=r"3 steps in a row were not finite; step 3: loss nan") as ended:
         execute(job_of(case, 6), whisper, case, {"noise": case}, tmp_path, Silent())
+    for step, batch in enumerate(loader_of(case, job_of(case)).steps(job_of(case, 3).plan, 0), 1):
+        told = ended.value.what.split(f"rows of step {step}: ")[1].split(";")[0]
+        assert sorted(told.split(", ")) == sorted(batch.row_ids)
 
 
 def test_micro_batches_do_not_change_the_step(case, tmp_path, monkeypatch, whole):

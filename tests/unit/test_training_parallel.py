@@ -183,6 +183,23 @@ def test_processes_wait_for_one_another_and_sum_gradients_in_float32(case, tmp_p
     assert told == [WAIT.total_seconds(), *dtypes]
 
 
+@pytest.mark.slow
+@COMPILES
+def test_a_training_goes_on_under_another_stage(case, alone, tmp_path):
+    """Stopped as plain data parallel, and gone on with under ZeRO-2 and 3; stopped under ZeRO-2, and plain again."""
+    stopped = start(2, case, tmp_path, 0, 2, stop=3)
+    assert stopped.returncode != 0
+    shutil.copytree(tmp_path / "stage-0", tmp_path / "stage-3")
+    (tmp_path / "stage-0").rename(tmp_path / "swap")
+    (tmp_path / "stage-2").rename(tmp_path / "stage-0")
+    (tmp_path / "swap").rename(tmp_path / "stage-2")
+    done = start(2, case, tmp_path, 0, 2, 3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("resumes at step 3") == 3
+    for stage in (0, 2, 3):
+        assert compare(case, tmp_path, stage, alone) == 6
+
+
 def test_zero_without_torchrun_is_refused(case, tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="deepspeed_stage"):

@@ -1,15 +1,19 @@
 """What a training tells while it runs: utilisation, memory, samples, what stood out; and where checkpoints go."""
 
+import errno
 import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aut.contracts import Silent
+from aut.edges import spool
 from aut.errors import ConfigError, DataError, MissingInput
+from aut.files import locked
 from aut.training import checkpoint, loop
 from aut.training.captions import A_DOMAIN, COLUMNS, chosen
 from aut.training.checkpoint import State
@@ -112,12 +116,13 @@ def test_a_resumed_run_tells_the_whole_table_and_names_its_folder(case, tmp_path
     assert state.step == 6
 
 
-def interrupted(case, work):
-    class Stop(Silent):
-        def metrics(self, values, step=None):
-            if step == 6:
-                raise KeyboardInterrupt
+class Stop(Silent):
+    def metrics(self, values, step=None):
+        if step == 6:
+            raise KeyboardInterrupt
 
+
+def interrupted(case, work):
     execute(job_of(case, 6), whisper_of(case), case, {"noise": case}, work, Stop())
 
 
@@ -136,7 +141,7 @@ def test_what_stands_out_is_told_with_its_rows():
         batch = Batch(step, [], [f"clip/{step}"], 0)
         loop._watch(run, state, batch, 9.0 if step == 70 else 1.0 + 0.01 * np.sin(step))
     (row,) = track.tables["spikes"][1]
-    assert row == [70, 9.0, "clip/70"]
+    assert row == [71, 9.0, "clip/70"]  # the 71st step, which counts from 1 as logged rows do
 
 
 def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
@@ -242,18 +247,92 @@ def test_checkpoints_of_other_inputs_are_told_of_and_not_used(case, tmp_path, ca
     assert "remove its folder" in line
 
 
+def begun(case, work, place="here", **inputs):
+    """An interrupted training of a working copy, and its folder; then another, on other inputs."""
+    first = replace(job_of(case, 6), place=place)
+    with pytest.raises(KeyboardInterrupt):
+        execute(first, whisper_of(case), case, {"noise": case}, work / first.identity, Stop())
+    return first, replace(first, inputs=inputs)
+
+
+def start(case, job, work):
+    return execute(job, whisper_of(case), case, {"noise": case}, work / job.identity, Silent())
+
+
+@pytest.mark.parametrize("changed", ["mixture", "base"])
+def test_an_interrupted_training_on_other_rows_or_another_model_stops_a_new_one(case, tmp_path, monkeypatch, changed):
+    first, other = begun(case, tmp_path, **{changed: "another"})
+    name = {"base": "model"}.get(changed, changed)
+    said = rf"case was interrupted at \S+step-00000004.*its {name} is {first.origin[name]}, this run's is another"
+    with pytest.raises(DataError, match=rf"{said}.*set AUT_ANEW=1 once, or remove {tmp_path / first.identity}"):
+        start(case, other, tmp_path)
+    assert start(case, first, tmp_path).step == 6  # its own inputs go on from it
+    monkeypatch.setenv("AUT_ANEW", "1")
+    assert start(case, other, tmp_path).step == 6
+
+
+def test_only_what_this_working_copy_left_stops_a_new_training(case, tmp_path, capsys):
+    first, other = begun(case, tmp_path, mixture="another")
+    with locked(tmp_path / first.identity / "lock", "the first"):  # it is at work
+        assert start(case, replace(other, inputs={"mixture": "third"}), tmp_path).step == 6
+    assert "other inputs" not in capsys.readouterr().err
+    assert start(case, replace(other, place="elsewhere"), tmp_path).step == 6
+    assert "are not used" in capsys.readouterr().err
+
+
+def test_settings_that_change_no_step_do_not_begin_anew(case, tmp_path, capsys):
+    whole, _, job = run(case, tmp_path / "whole", 6)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(case, tmp_path / "work")
+    others = {"keep_checkpoints": 3, "checkpoint_every": 1, "activation_checkpointing": True}
+    state, _, changed = run(case, tmp_path / "work", 6, **others)
+    assert changed.identity == job.identity == job_of(case, 6, deepspeed_stage=2).identity
+    assert "resumes at step 4" in capsys.readouterr().err
+    assert (state.ids_digest, state.evals) == (whole.ids_digest, whole.evals)
+    assert job_of(case, 6, label_smoothing=0.1).identity != job.identity
+
+
+def test_links_of_a_copy_that_was_killed_go(tmp_path):
+    folder = made(tmp_path / "work", 1)
+    shutil.copytree(folder, tmp_path / "work/.up-step-00000001", copy_function=os.link)
+    with uploads("x", tmp_path / "work"):
+        assert [p.name for p in (tmp_path / "work").iterdir()] == ["step-00000001"]
+
+
+def test_a_full_disk_of_the_spool_ends_no_training(case, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spool, "write_json", full)
+    monkeypatch.setattr(spool.shutil, "copy2", full)
+    with spool.Spool(tmp_path / "spool") as track:
+        state = execute(job_of(case, 6), whisper_of(case), case, {"noise": case}, tmp_path / "work", track)
+        track.artifact(tmp_path / "work/step-00000006/state.json")
+        with pytest.raises(FileNotFoundError):
+            track.artifact(tmp_path / "nothing")
+        track.metrics({"x": 1.0})
+    assert state.step == 6
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "spool/events.jsonl").read_text().splitlines()]
+    assert "metrics" in kinds
+    assert not {"table", "artifact"} & set(kinds)
+
+
 @pytest.mark.parametrize(("address", "named"), [("foo://x/y", "foo"), ("s3://bucket/f", "s3fs")])
-def test_a_second_place_of_an_unknown_kind_is_named(monkeypatch, address, named):
+def test_a_second_place_of_an_unknown_kind_is_named(tmp_path, monkeypatch, address, named):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setenv("AUT_CHECKPOINTS", address)
-    with pytest.raises(ConfigError, match=rf"AUT_CHECKPOINTS={address} cannot be opened.*{named}"), uploads("x"):
+    with (
+        pytest.raises(ConfigError, match=rf"AUT_CHECKPOINTS={address} cannot be opened.*{named}"),
+        uploads("x", tmp_path),
+    ):
         pass
 
 
 def test_a_second_place_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("AUT_CHECKPOINTS", str(tmp_path / "file/below"))
-    with uploads("x") as second:
+    with uploads("x", tmp_path / "work") as second:
         second.offer(made(tmp_path / "work", 1))
     assert "was not uploaded" in capsys.readouterr().err
     assert not list((tmp_path / "work").glob(".up-*"))
