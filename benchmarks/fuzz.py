@@ -1,8 +1,8 @@
 """Hostile input: malformed requests by the thousand against a real server; does it ever fail, fall over, or grow?
 
 In    a version made here with random weights, served by `aut serve` as a process of its own
-Kinds random bytes, cut files, headers that lie, small files that claim hours, broken forms, JSON of wrong types,
-      base64 that is none, unknown options, odd methods and paths, bodies cut short
+Kinds random bytes, cut files, headers that lie, small files that claim hours, clips of few samples, broken
+      forms, JSON of wrong types, base64 that is none, unknown options, odd methods and paths, bodies cut short
 Figures  requests, server_errors (5xx, and connections that ended without an answer to a whole request),
          rss_growth_mb (resident memory of all its processes at the end less that after a tenth of the requests)
          decoders_lost (processes that died at their work, and were replaced)
@@ -91,7 +91,15 @@ def claiming(rng: Rng) -> bytes:
     return bytes(whole)
 
 
-AUDIO: tuple[Callable[[Rng], bytes], ...] = (noise, cut, flipped, lying, claiming)
+def tiny(rng: Rng) -> bytes:
+    """A whole file of 1 to 10 samples at an odd rate: nothing may be left of it once it is resampled."""
+    held = io.BytesIO()
+    rate = int(rng.choice([2_000, 7_999, 11_025, 33_000, 44_100, 96_000, 192_000, 768_000]))
+    soundfile.write(held, 0.1 * rng.standard_normal(int(rng.integers(1, 11))), rate, format="WAV")
+    return held.getvalue()
+
+
+AUDIO: tuple[Callable[[Rng], bytes], ...] = (noise, cut, flipped, lying, claiming, tiny)
 
 
 def raw(rng: Rng) -> Request:

@@ -23,6 +23,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from aut.audio.rate import LOUDEST, resampled, within
 from aut.errors import DataError
 from aut.files import digest_bytes
 from aut.units import RATE_HZ
@@ -31,7 +32,6 @@ CHANNELS = 64
 RATES_HZ = (2_000, 768_000)
 MEMBER_BYTES = 1 << 30  # of a tar's member, which is read whole
 ONE_GO = 1 << 24  # samples over all channels: 64 MB; longer files are mixed and resampled in blocks
-LOUDEST = 8.0  # a float file above: its samples are integers, or garbage
 MP3_SLACK = 4 * 1152  # frames: encoder delay and padding that a header counts and the decoder drops
 UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # in the header of a WAV that was written to a pipe
 
@@ -142,6 +142,8 @@ def _decode(
             slack = MP3_SLACK if sound.format == "MP3" else 0
             if read < frames - slack or not read:
                 raise Unreadable("truncated", f"the header says {frames:,} samples, {read:,} could be read")
+            if not len(pcm_T):
+                raise Unreadable("zero_length", f"{read:,} samples at {sound.samplerate:,} Hz are none at {RATE_HZ:,}")
             return Audio(pcm_T, sound.samplerate, sound.channels, read / sound.samplerate)
     except soundfile.LibsndfileError as error:
         reason = "not_audio" if error.code == 1 else "corrupt"  # 1: SF_ERR_UNRECOGNISED_FORMAT
@@ -175,13 +177,13 @@ def _read(sound: Any, frames: int) -> tuple[NDArray[np.float32], int]:
     rate = sound.samplerate
     if frames * sound.channels <= ONE_GO:
         mono_T = _mono(sound.read(frames, dtype="float32", always_2d=True))
-        return _finished(soxr.resample(mono_T, rate, RATE_HZ, quality="HQ") if rate != RATE_HZ else mono_T), len(mono_T)
+        return resampled(mono_T, rate, RATE_HZ), len(mono_T)
     stream = soxr.ResampleStream(rate, RATE_HZ, 1, dtype="float32", quality="HQ")
     out, read, block = [], 0, max(1, ONE_GO // 4 // sound.channels)
     while read < frames:
         mono_T = _mono(sound.read(min(block, frames - read), dtype="float32", always_2d=True))
         read += len(mono_T)
-        out.append(_finished(stream.resample_chunk(mono_T, last=not len(mono_T) or read >= frames)))
+        out.append(within(stream.resample_chunk(mono_T, last=not len(mono_T) or read >= frames)))
         if not len(mono_T):
             break
     return np.concatenate(out), read
@@ -195,10 +197,6 @@ def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:
     if peak > LOUDEST:
         raise Unreadable("out_of_range", f"float samples up to {peak:g}, should be within -1 and 1")
     return np.ascontiguousarray(mono_T)
-
-
-def _finished(pcm_T: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.clip(pcm_T, -1.0, 1.0, out=pcm_T).astype(np.float32, copy=False)
 
 
 def _check_container(file: BinaryIO, size: int) -> None:

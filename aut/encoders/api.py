@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aut.audio.rate import LOUDEST, resampled
 from aut.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,15 +46,14 @@ class AudioEncoder:
         return self.encoder.pooled(self.prepare(waveforms, rate_hz), [pooling])[pooling]
 
     def prepare(self, waveforms: Any, rate_hz: int) -> list[NDArray[np.float32]]:
-        """Each clip mono, float32, at the encoder's rate."""
+        """Each clip mono, float32, at the encoder's rate, within full scale, as a file of it is decoded."""
         if rate_hz <= 0:
             raise DataError(f"rate_hz is {rate_hz}", "give the samples per second of the waveforms")
-        clips = [mono(w, i) for i, w in enumerate(separate(waveforms))]
-        if rate_hz == self.rate_hz:
-            return clips
-        import soxr
-
-        return [np.asarray(soxr.resample(c, rate_hz, self.rate_hz), np.float32) for c in clips]
+        clips = [resampled(mono(w, i), rate_hz, self.rate_hz) for i, w in enumerate(separate(waveforms))]
+        for i, clip in enumerate(clips):
+            if not len(clip):
+                raise DataError(f"clip {i} is too short: no sample is left at {self.rate_hz} Hz", "leave it out")
+        return clips
 
 
 def separate(waveforms: Any) -> list[Any]:
@@ -69,7 +69,8 @@ def separate(waveforms: Any) -> list[Any]:
 
 
 def mono(waveform: Any, position: int = 0) -> NDArray[np.float32]:
-    """One clip as [T] float32. DataError where it is empty, not finite, or has more than two axes."""
+    """One clip as [T] float32. DataError where it is empty, not finite, far over full scale, or has more than two
+    axes."""
     array = np.asarray(waveform)
     if array.dtype == np.int16:
         array = array.astype(np.float32) / 32_768.0
@@ -84,6 +85,8 @@ def mono(waveform: Any, position: int = 0) -> NDArray[np.float32]:
     if not np.isfinite(array).all():
         at = int(np.argmin(np.isfinite(array)))
         raise DataError(f"clip {position} is not finite at sample {at}", "decode it again")
+    if (peak := float(np.abs(array).max())) > LOUDEST:
+        raise DataError(f"clip {position} has samples up to {peak:g}", "give float in [-1, 1] or int16")
     return np.ascontiguousarray(array, dtype=np.float32)
 
 

@@ -4,7 +4,8 @@ In    decoded clips, each with what is asked of it, the version it is bound to, 
 Out   a result a clip; a clip alone and in any batch give the same numbers to 1e-5 (the encoder's own promise)
 Why   where a batch is padded to its longest clip, clips of about one length go together: the oldest waiting clip is
       always in the next batch, its company comes from its bucket. Where clips are packed (a CPU) they go in the order
-      they came. While the model is busy the queue fills by itself; only an idle model lingers. Price: `linger_s` of
+      they came. A pass of several clips that fails is computed again clip by clip: one that the encoder cannot take
+      fails alone. While the model is busy the queue fills by itself; only an idle model lingers. Price: `linger_s` of
       waiting for a lone request.
 """
 
@@ -17,11 +18,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aut.errors import DataError
 from aut.serving.engine import Ask, Result
 from aut.serving.limits import Limits, Refused, Slots
 from aut.serving.versions import Served
@@ -40,6 +41,20 @@ def compute(served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result]:
         return served.encoder.compute(ask, clips)
     except Lost:
         raise Refused(503, "worker_lost", "the process that computed ended: try again", 1.0) from None
+
+
+def apart(run: Compute, served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result | Exception]:
+    """One pass, a result or an error a clip. Where it fails for several clips, each alone: the others are no part of
+    the fault. Not where the process died, or it was refused: that is no clip's fault, or costs a process each."""
+    try:
+        return list(run(served, ask, clips))
+    except Refused as refused:
+        return [refused] * len(clips)
+    except Exception as error:
+        if len(clips) == 1:
+            unfit = isinstance(error, DataError)
+            return [Refused(422, "unfit", f"the encoder cannot take the clip: {error}") if unfit else error]
+    return [apart(run, served, ask, [clip])[0] for clip in clips]
 
 
 @dataclass(eq=False, slots=True)
@@ -155,17 +170,12 @@ class Batcher:
             task = loop.create_task(self._compute(batch))
             self._running.add(task)  # the loop itself keeps tasks weakly
             task.add_done_callback(self._running.discard)
+            del batch, task  # else the last jobs keep their version, and its processes, until the next request
 
     async def _compute(self, batch: list[Job]) -> None:
         started = time.monotonic()
-        clips = [job.clip for job in batch]
-        loop = asyncio.get_running_loop()
-        try:
-            results: list[Any] = await loop.run_in_executor(
-                self._threads, self.run, batch[0].served, batch[0].ask, clips
-            )
-        except Exception as error:
-            results = [error] * len(batch)
+        given = self.run, batch[0].served, batch[0].ask, [job.clip for job in batch]
+        results = await asyncio.get_running_loop().run_in_executor(self._threads, apart, *given)
         self._idle += 1
         self._ended.set()
         took = time.monotonic() - started

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aut.audio.decode import ONE_GO, Unreadable, decode
+from aut.audio.rate import resampled
 from aut.serving.limits import Refused
 from aut.serving.workers import Crew, Failed, Handler, Head, Lost
 from aut.units import RATE_HZ
@@ -70,7 +71,10 @@ def opened(max_s: float) -> tuple[Handler, Head]:
             from aut.serving.features import heard
 
             return heard(audio.pcm_T), []
-        return {"seconds": len(audio.pcm_T) / RATE_HZ}, [_at_rate(audio.pcm_T, head["rate_hz"])]
+        clip = resampled(audio.pcm_T, RATE_HZ, head["rate_hz"])
+        if not len(clip):
+            raise Unreadable("zero_length", f"{len(audio.pcm_T)} samples are none at {head['rate_hz']:,} Hz")
+        return {"seconds": len(audio.pcm_T) / RATE_HZ}, [clip]
 
     return handler, {}
 
@@ -81,11 +85,3 @@ def _limit_memory() -> None:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, hard))
-
-
-def _at_rate(clip: Array, rate_hz: int) -> Array:
-    if rate_hz == RATE_HZ:
-        return clip
-    import soxr
-
-    return np.asarray(soxr.resample(clip, RATE_HZ, rate_hz), np.float32)

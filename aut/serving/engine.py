@@ -128,14 +128,12 @@ def computed(encoder: ClipEncoder, ask: Mapping[str, Any], clips: Sequence[Array
 def _example(path: Path, rate_hz: int) -> list[Array]:
     """The version's own example, else a tone; once, and four times as long."""
     from aut.audio.decode import decode
+    from aut.audio.rate import resampled
     from aut.units import RATE_HZ
 
     if path.is_file():
         clip = decode(path, max_s=30.0).pcm_T
     else:
         clip = (0.25 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ)).astype(np.float32)
-    if rate_hz != RATE_HZ:
-        import soxr
-
-        clip = np.asarray(soxr.resample(clip, RATE_HZ, rate_hz), np.float32)
+    clip = resampled(clip, RATE_HZ, rate_hz)
     return [clip, np.tile(clip, 4)]

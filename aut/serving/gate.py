@@ -100,6 +100,7 @@ class Gate:
                 await self.refuse(failed(), counted)
         finally:
             self.service.slots.answers -= scope.get(HELD, 0)
+            scope.pop(SERVED, None)  # an idle connection keeps its last scope, and would keep the version's processes
             route = path if path in ROUTES else "other"
             self.service.metrics.answered(route, status, time.perf_counter() - started)
 

@@ -141,6 +141,7 @@ def _decoded(
 
 def _clip(root: Path, row: dict[str, Any], max_s: float, rate_hz: int) -> NDArray[np.float32]:
     from aut.audio.decode import Unreadable, read_clip
+    from aut.audio.rate import resampled
 
     try:
         pcm_T: NDArray[np.float32] = read_clip(root, row, max_s)
@@ -148,11 +149,7 @@ def _clip(root: Path, row: dict[str, Any], max_s: float, rate_hz: int) -> NDArra
         raise DataError(
             f"clip {row['id']} ({row['uri']}) cannot be read: {error}", "restore it, or index again"
         ) from error
-    if rate_hz == RATE_HZ:
-        return pcm_T
-    import soxr
-
-    return np.asarray(soxr.resample(pcm_T, RATE_HZ, rate_hz), np.float32)
+    return resampled(pcm_T, RATE_HZ, rate_hz)
 
 
 def _check(vectors: dict[str, NDArray[np.float32]], part: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 from safetensors.numpy import load
 
 import aut
@@ -187,6 +188,27 @@ def test_any_format_rate_and_channels(version, encoder, kind, subtype, rate_hz, 
     assert found.shape == (WIDTH,)
     if atol:  # lossless to quantisation; lossy codecs change the sound
         np.testing.assert_allclose(found, encoder.embed(clip, rate_hz)[0], atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "MP3"])
+def test_loud_clips_are_those_of_the_encoder_alone(version, encoder, kind):
+    """Full scale at 44.1 kHz, over which a resampler shoots; an mp3 whose peaks are over 1."""
+    rng = np.random.default_rng([4])
+    loud = np.sign(rng.standard_normal(4_410)).repeat(10).astype(np.float32)
+    file = file_of(loud, 44_100, kind, "PCM_16" if kind == "WAV" else None)
+    samples, rate_hz = soundfile.read(io.BytesIO(file), dtype="float32")
+    assert kind == "WAV" or np.abs(samples).max() > 1.05
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1")) as (client, _):
+            answer = await client.post("/v1/embeddings?format=npy", content=file)
+            async with aut.AsyncClient("http://aut", transport=client._transport) as ours:
+                return npy(answer)[0], await ours.embed(samples, rate_hz), await ours.embed(1.5 * samples, rate_hz)
+
+    served, sent, louder = run(ask())
+    np.testing.assert_allclose(served, encoder.embed(samples, rate_hz)[0], atol=ATOL)
+    np.testing.assert_allclose(sent, encoder.embed(samples, rate_hz)[0], atol=ATOL)
+    np.testing.assert_allclose(louder, encoder.embed(1.5 * samples, rate_hz)[0], atol=ATOL)
 
 
 def test_classes_are_the_heads_softmax_and_neighbours_the_nearest(version, encoder):

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from aut.errors import DataError
 from aut.serving.batcher import RATIO, Batcher, Job, bucket
 from aut.serving.engine import Ask
 from aut.serving.limits import Limits, Refused, Slots
@@ -604,6 +605,44 @@ def test_a_model_that_fails_is_a_500_without_details_and_the_next_request_is_ans
     assert first.json()["error"]["reason"] == "internal"
     assert first.headers["content-type"] == "application/json"
     assert "secret" not in first.text
+
+
+@pytest.mark.parametrize(("samples", "rate_hz"), [(1, 192_000), (5, 192_000), (1, 44_100), (20, 768_000)])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify", "/v1/features"])
+def test_a_clip_of_which_no_sample_is_left_is_no_audio(version, path, samples, rate_hz):
+    (answer,) = post(version, file_of(np.full(samples, 0.1, np.float32), rate_hz), path=path)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (422, "zero_length")
+
+
+def test_a_clip_that_the_encoder_cannot_take_fails_alone(version):
+    """Others are in its pass, and answered; a model that trips over it, too, costs nobody else anything."""
+    sizes, started, go_on = [], threading.Event(), threading.Event()
+
+    def run(served, ask, clips):
+        started.set()
+        assert go_on.wait(20)
+        sizes.append(len(clips))
+        for clip in clips:
+            if len(clip) == 1_600:
+                raise DataError("too quiet")
+            if len(clip) == 3_200:
+                raise RuntimeError("a bug")
+        return slow(0)(served, ask, clips)
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1"), Limits(workers=1), run=run) as (client, service):
+            first = asyncio.ensure_future(client.post("/v1/embeddings", content=file_of(sound(0.5))))
+            await asyncio.to_thread(started.wait, 20)
+            calls = [client.post("/v1/embeddings", content=file_of(sound(s))) for s in (0.1, 0.2, 0.3, 0.4)]
+            others = [asyncio.ensure_future(call) for call in calls]
+            async with asyncio.timeout(20):
+                while len(service.batcher.waiting) < 4:
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            return [(await answer).status_code for answer in (first, *others)]
+
+    assert asyncio.run(ask()) == [200, 422, 500, 200, 200]
+    assert sizes == [1, 4, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/features"])

@@ -62,6 +62,22 @@ def test_an_alias_that_moves_under_load_fails_nothing_and_mixes_nothing(shelf):
         np.testing.assert_allclose(vector, vectors[answer.headers["x-model-weights"]], atol=1e-5)
 
 
+def test_the_processes_of_the_version_before_end_without_another_request(shelf):
+    async def ask():
+        source = Shelf(shelf, "1")
+        async with serving(source, poll_s=0.02) as (client, service):
+            for _ in range(2):
+                assert (await client.post("/v1/embeddings", content=file_of(sound(0.3)))).status_code == 200
+            before = [worker._process for worker in service.watcher.served.encoder._crew.workers]
+            source.number = "2"
+            await settled(service, "2")
+            async with asyncio.timeout(10):
+                while any(process.is_alive() for process in before):
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(ask())
+
+
 def damage(folder, what):
     if what == "weights":
         (folder / "encoder/model.safetensors").write_bytes(b"not weights")
