@@ -22,7 +22,9 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535)] = 8080,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one.")] = "",
     poll_s: Annotated[float, typer.Option("--poll-s", min=0.05, help="Seconds between looks at the alias.")] = 5.0,
-    budget_ms: Annotated[int, typer.Option("--budget-ms", min=0, help="To wait longer is 429; 0: measured.")] = 1000,
+    budget_ms: Annotated[
+        int | None, typer.Option("--budget-ms", min=0, help="To wait longer is 429; default: by load; 0: always short.")
+    ] = None,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Clips admitted at once.")] = 128,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of a request's body.")] = 32,
     max_s: Annotated[float, typer.Option("--max-s", min=0.1, help="Seconds of audio of a clip.")] = 300.0,
@@ -46,11 +48,13 @@ def serve(
         request_bytes=max_mb << 20,
         held_bytes=max(256, 4 * max_mb) << 20,
         clip_s=max_s,
-        audio_s=max(600.0, max_s),
+        clips=min(Limits.clips, queue),
+        audio_s=max(Limits.audio_s, max_s),
+        queue_s=max(Limits.queue_s, max_s),
         request_s=timeout_s,
         queue=queue,
         batch_s=batch_s,
-        budget_s=budget_ms / 1000 or None,
+        budget_s=None if budget_ms is None else budget_ms / 1000,
     )
     _log()
     host, key = host or "127.0.0.1", api_key()

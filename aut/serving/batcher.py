@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,14 @@ def apart(run: Compute, served: Served, ask: Ask, clips: Sequence[Array]) -> lis
 
 
 @dataclass(eq=False, slots=True)
+class Turn:
+    """A request's: since when it waits, and whether one of its clips has been taken."""
+
+    came: float = math.inf
+    begun: bool = False
+
+
+@dataclass(eq=False, slots=True)
 class Job:
     clip: Array
     seconds: float
@@ -66,6 +74,7 @@ class Job:
     ask: Ask
     deadline: float
     future: asyncio.Future[Result]
+    turn: Turn = field(default_factory=Turn)
 
 
 def bucket(seconds: float) -> int:
@@ -97,18 +106,25 @@ class Batcher:
             await asyncio.gather(self._task, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def submit(self, clips: Sequence[Array], ask: Ask, served: Served, deadline: float) -> list[Result]:
-        """Results in order. Refused: 429 too much audio waits, 504 past the deadline. Cancelling drops the jobs."""
+    async def submit(
+        self, clips: Sequence[Array], ask: Ask, served: Served, deadline: float, came: float = math.inf
+    ) -> list[Result]:
+        """Results in order. Refused: 429 too much audio waits, 413 more than may ever, 504 past the deadline.
+
+        Cancelling drops the jobs. `came`: since when the request waits, of the loop's clock.
+        """
         rate = served.encoder.rate_hz
         total = sum(len(c) for c in clips) / rate
+        if total > self.limits.queue_s:
+            raise Refused(413, "too_long", f"{total:.0f} s of audio, this server takes {self.limits.queue_s:g} at once")
         if self.waiting_s + total > self.limits.queue_s:
             raise Refused(429, "busy", f"{self.waiting_s:.0f} s of audio wait already", self.slots.wait_s())
         loop = asyncio.get_running_loop()
-        jobs = []
+        jobs, turn = [], Turn(came)
         for clip in clips:
             seconds = len(clip) / rate
             key = (id(served), ask, None if served.encoder.packs else bucket(seconds))
-            jobs.append(Job(clip, seconds, key, served, ask, deadline, loop.create_future()))
+            jobs.append(Job(clip, seconds, key, served, ask, deadline, loop.create_future(), turn))
         self.waiting.extend(jobs)
         self.waiting_s += total
         self._arrived.set()
@@ -119,7 +135,8 @@ class Batcher:
                 job.future.cancel()
 
     def take(self, now: float, idle: int = 1) -> list[Job]:
-        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out.
+        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out; under
+        overload those, too, of requests that have waited as long as one alone takes and have not begun.
 
         Where clips are packed, `idle` workers share what waits: two passes of one clip end before one of two.
         """
@@ -128,9 +145,14 @@ class Batcher:
         batch: list[Job] = []
         kept: deque[Job] = deque()
         longest = total = 0.0
+        latest = now - self.slots.alone_s if self.slots.pressed else -math.inf
         for job in self.waiting:
             if job.future.done() or job.deadline <= now:
-                self._drop(job)
+                self._drop(job, Refused(504, "deadline", "the deadline passed while the clip waited", 1.0))
+                continue
+            if job.turn.came < latest and not job.turn.begun:
+                told = "more comes than can be computed: try again later"
+                self._drop(job, Refused(429, "busy", told, self.slots.wait_s()))
                 continue
             first = first or job
             fits = len(batch) < (share if job.key[2] is None else self.limits.batch_clips)
@@ -139,6 +161,7 @@ class Batcher:
             fits = fits and cost_s <= self.limits.batch_s
             if job is first or (job.key == first.key and fits):
                 batch.append(job)
+                job.turn.begun = True
                 longest, total = max(longest, job.seconds), total + job.seconds
                 self.waiting_s -= job.seconds
             else:
@@ -148,10 +171,10 @@ class Batcher:
             self.waiting_s = 0.0  # sums of floats drift
         return batch
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: Job, refused: Refused) -> None:
         self.waiting_s -= job.seconds
         if not job.future.done():
-            job.future.set_exception(Refused(504, "deadline", "the deadline passed while the clip waited", 1.0))
+            job.future.set_exception(refused)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()

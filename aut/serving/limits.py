@@ -20,13 +20,21 @@ from typing import Any
 
 import numpy as np
 
+from aut.serving.pressure import Pressure
+
 PATIENCE = 0.5  # of the time alone: waiting and a pass slowed by others then stay within twice that time
-UNMEASURED_S = 0.1  # the budget before a request has been alone
+UNMEASURED_S = 0.2  # the time alone before a request has been
+BUDGET_S = 1.0  # a newcomer's wait while the server keeps up, and at least
+CROWD = 64  # usual clips' computing: with a slow model, 1 s is less than a few clips
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one server. `budget_s` is the latency budget: a request that would wait longer is answered 429 at once."""
+    """Of one server. `budget_s` is the latency budget: a request that would wait longer is answered 429 at once.
+
+    None: `BUDGET_S`, or `CROWD` clips' time, while the server keeps up; under overload as 0, `PATIENCE` of the time
+    that nearly every request takes alone.
+    """
 
     request_bytes: int = 32 << 20
     held_bytes: int = 256 << 20  # bodies of all requests at once, while they come and are parsed; then their files
@@ -38,7 +46,7 @@ class Limits:
     request_s: float = 30.0  # from the first byte to the answer
     queue: int = 128  # clips admitted: being decoded, waiting, or computed
     queue_s: float = 1_800.0  # seconds of decoded audio that wait: 115 MB
-    budget_s: float | None = 1.0  # None: measured, see Slots
+    budget_s: float | None = None
     free: int = 2  # clips that are admitted whatever the estimate says: one a worker
     batch_clips: int = 32
     batch_s: float = 32.0  # seconds, padding included, of one pass: more is no faster on a CPU; a GPU wants 1,000
@@ -71,25 +79,39 @@ class Slots:
         self._decoded, self._decoded_s = 0, 0.0  # clips of those admitted whose length is known
         self._came = 0
         self._alone: deque[float] = deque(maxlen=200)  # seconds of requests that met nobody
-        self._patience_s = UNMEASURED_S
+        self.alone_s = UNMEASURED_S  # within which nearly every request that meets nobody is answered
+        self._pressure = Pressure(CROWD)
 
     def wait_s(self) -> float:
         return self.pace * (self._decoded_s + (self.clips - self._decoded) * self._usual_s)
 
     @property
+    def pressed(self) -> bool:
+        """Whether waiting is kept short: always, or because more comes than can be computed."""
+        return self.limits.budget_s == 0 or (self.limits.budget_s is None and self._pressure.on(self._crowd_s()))
+
+    @property
     def budget_s(self) -> float:
-        """What a newcomer may wait: the limit, or `PATIENCE` of the time that nearly every request takes alone."""
+        """What a newcomer may wait."""
+        if self.pressed:
+            return PATIENCE * self.alone_s
         if self.limits.budget_s is not None:
             return self.limits.budget_s
-        return self._patience_s
+        return min(max(BUDGET_S, self._crowd_s()), self.limits.request_s / 2)
 
     def check(self, clips: int = 1) -> None:
-        """Refused 429 where `clips` more do not fit, in number or in waiting time."""
+        """Refused 429 where `clips` more do not fit, in number or in waiting time; 413 where they never would."""
+        if clips > self.limits.queue:
+            raise Refused(413, "too_many", f"{clips} clips, this server takes {self.limits.queue} at once")
         full = self.clips + clips > self.limits.queue
         late = self.clips >= self.limits.free and self.wait_s() > self.budget_s
         if full or late:
+            self._pressure.refused()
             what = f"{self.clips} clips are being worked on, about {self.wait_s():.1f} s"
             raise Refused(429, "busy", f"{what}: try again later", self.wait_s())
+
+    def _crowd_s(self) -> float:
+        return CROWD * self._usual_s * self.pace
 
     @contextmanager
     def hold(self, clips: int) -> Iterator[None]:
@@ -102,7 +124,7 @@ class Slots:
             yield
             if alone and came == self._came:
                 self._alone.append(time.monotonic() - started)
-                self._patience_s = PATIENCE * float(np.quantile(self._alone, 0.99))
+                self.alone_s = float(np.quantile(self._alone, 0.99))
         finally:
             self.clips -= clips
 

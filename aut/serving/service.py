@@ -95,6 +95,7 @@ class Service:
         """
         served = self.watcher.served
         _check_layer(ask, served)
+        came = asyncio.get_running_loop().time()
         with self.slots.hold(len(files)):
             async with self._until(deadline):
                 with self.slots.keep(files):
@@ -102,7 +103,7 @@ class Service:
                 if check:
                     check(served, seconds)
                 with self.slots.lasting(seconds):
-                    results = await self.batcher.submit(clips, ask, served, deadline)
+                    results = await self.batcher.submit(clips, ask, served, deadline, came)
         return Answered(served, results, seconds)
 
     async def heard(self, files: list[bytes], deadline: float) -> dict[str, Any]:

@@ -7,14 +7,16 @@ import json
 import struct
 import threading
 import time
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from aut.errors import DataError
-from aut.serving.batcher import RATIO, Batcher, Job, bucket
+from aut.serving.batcher import RATIO, Batcher, Job, Turn, bucket
 from aut.serving.engine import Ask
-from aut.serving.limits import Limits, Refused, Slots
+from aut.serving.limits import BUDGET_S, PATIENCE, Limits, Refused, Slots
 from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
 
 
@@ -390,7 +392,7 @@ def test_who_would_wait_over_the_budget_is_refused(version):
 
 
 def test_a_measured_budget_follows_what_a_request_takes_alone():
-    slots = Slots(Limits(budget_s=None, free=1))
+    slots = Slots(Limits(budget_s=0, free=1))
     for _ in range(3):
         with slots.hold(1):
             time.sleep(0.02)
@@ -402,6 +404,85 @@ def test_a_measured_budget_follows_what_a_request_takes_alone():
     slots.computed(1.0, 10 * measured)
     with slots.hold(1), slots.lasting([1.0]), pytest.raises(Refused):
         slots.check()
+
+
+def crowded(slots, clips, usual_s=5.0):
+    """Clips admitted one by one as long as they are, their lengths known."""
+    with ExitStack() as stack:
+        for _ in range(clips):
+            stack.enter_context(slots.hold(1))
+            stack.enter_context(slots.lasting([usual_s]))
+
+
+@pytest.mark.parametrize("pace", [0.001, 0.02, 0.08])
+def test_a_crowd_is_let_in_whatever_the_model_costs(pace):
+    """32 clients that ask again when they are answered: of 5 ms a clip, or 400."""
+    slots = Slots(Limits())
+    slots.computed(5.0, 5.0 * pace)
+    crowded(slots, 32)
+    assert not slots.pressed
+    for _ in range(100):
+        with pytest.raises(Refused):
+            crowded(slots, 200)
+    assert slots.pressed
+
+
+def test_under_overload_a_newcomer_waits_no_longer_than_beside_nobody(monkeypatch):
+    """Until no more are refused than a crowd that comes again."""
+    clock = [100.0]
+    monkeypatch.setattr("aut.serving.pressure.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    slots = Slots(Limits(queue=10))
+    slots.computed(5.0, 0.01)
+    crowded(slots, 10)
+    assert slots.budget_s == BUDGET_S
+    with slots.hold(10):
+        for second in range(20):
+            for _ in range(100):
+                with pytest.raises(Refused):
+                    slots.check()
+                clock[0] += 0.01
+            assert slots.budget_s == (PATIENCE * slots.alone_s), second
+        for _ in range(100):  # as many as come again
+            with pytest.raises(Refused):
+                slots.check()
+            clock[0] += 1 / 32
+    assert slots.budget_s == BUDGET_S
+
+
+def test_a_given_budget_holds_under_overload_too():
+    slots = Slots(Limits(budget_s=3.0, queue=2))
+    with slots.hold(2), pytest.raises(Refused):
+        slots.check()
+    assert not slots.pressed
+    assert slots.budget_s == 3.0
+
+
+def test_under_overload_those_who_waited_long_are_told_and_those_begun_are_finished():
+    async def ask():
+        limits = Limits(batch_clips=1, budget_s=0)
+        batcher = Batcher(limits, Slots(limits))
+        loop = asyncio.get_running_loop()
+        jobs(loop, batcher, [1.0, 1.0, 1.0, 1.0], packed=True)
+        begun, late, recent = Turn(0.0, begun=True), Turn(0.0), Turn(9.9)
+        for job, turn in zip(batcher.waiting, (begun, late, recent, Turn()), strict=True):
+            job.turn = turn
+        dropped = batcher.waiting[1]
+        taken = [batcher.take(10.0)[0].turn for _ in range(2)]
+        return taken == [begun, recent], dropped.future.exception(), recent.begun
+
+    in_turn, refused, begun = asyncio.run(ask())
+    assert in_turn
+    assert begun
+    assert refused.status == 429
+
+
+def test_what_never_fits_is_413_and_what_fits_only_now_and_then_is_not(version):
+    text = base64.b64encode(file_of(sound(0.2), subtype="PCM_16")).decode()
+    bodies = [json.dumps({"input": [text] * n}).encode() for n in (5, 4)]
+    headers = {"Content-Type": "application/json"}
+    five, four = post(version, *bodies, limits=Limits(queue=4), headers=headers)
+    (long,) = post(version, file_of(sound(1.0)), limits=Limits(queue_s=0.5))
+    assert (five.status_code, four.status_code, long.status_code) == (413, 200, 413)
 
 
 def test_a_newcomer_is_refused_who_would_wait_for_long_clips():
