@@ -169,17 +169,33 @@ def identity_model(folder: Path) -> Path:
     return folder
 
 
-def serve_identity(port: int) -> None:
-    """The server as it is, decoding left out with the encoder: what HTTP, queue and answers cost."""
+def hollow(*opening: Any) -> tuple[Any, dict[str, Any]]:
+    """In an engine's process: opens a version, and gives zeros for every clip."""
+    import numpy as np
+
+    from aut.serving.engine import opened
+
+    _, greeting = opened(*opening)
+
+    def handler(head: dict[str, Any], parts: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
+        return {"width": 128}, [np.zeros((len(parts), 128), np.float32)]
+
+    return handler, greeting
+
+
+def serve_identity(port: int, whole: bool) -> None:
+    """The server with an encoder that does nothing. `whole`: all else as `aut serve` runs it, decoding, the engine's
+    processes and the way there included; else HTTP, queue and answers alone, as an identity pyfunc decodes nothing."""
     import tempfile
 
     import numpy as np
-    import uvicorn
 
+    from aut.serving import engine
     from aut.serving.app import create
-    from aut.serving.limits import Limits
+    from aut.serving.listen import listen
     from aut.serving.service import Service
     from aut.serving.watcher import Folder
+    from benchmarks import _serving
 
     class Identity(Service):
         def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[np.ndarray[Any, Any], float]:
@@ -187,11 +203,13 @@ def serve_identity(port: int) -> None:
 
     vector = np.zeros(128, np.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_version(Path(scratch) / "1", layers=1)
-        service = Identity(
-            Folder(folder), Limits(budget_s=30.0), run=lambda _, __, clips: [{"valid": vector} for _ in clips]
-        )
-        uvicorn.run(create(service), port=port, log_config=None, access_log=False)
+        source = Folder(write_version(Path(scratch) / "1", layers=1))
+        if whole:
+            setattr(engine, "opened", _serving.hollow)  # noqa: B010 - by its module's name: a process of its own finds it there
+            service = Service(source)
+        else:
+            service = Identity(source, run=lambda _, __, clips: [{"valid": vector} for _ in clips])
+        listen(create(service), "127.0.0.1", port)
 
 
 def free_port() -> int:
@@ -201,4 +219,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    serve_identity(int(sys.argv[1]))
+    serve_identity(int(sys.argv[1]), sys.argv[2:] == ["whole"])

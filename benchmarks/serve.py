@@ -8,7 +8,10 @@ Peer  `mlflow models serve` of the same version in three settings, the fastest o
       and in two with half each, these in its own passes and in passes as long as the server's, the best of the three,
       timed before and after our server, the mean of both
 Figures  ratio_mlflow        clips/s at 32 clients, ours over the peer's best
-         ratio_overhead      the same with an encoder that does nothing, on both sides
+         ratio_overhead      the same with an encoder that does nothing, on both sides: neither decodes, ours computes
+                             in the server's own process; what HTTP, queue and answers cost
+         ratio_overhead_whole  the same where ours decodes the clips and asks the engine's processes, as `aut serve`
+                             does, and leaves out the encoder's pass alone; the peer's still decodes nothing
          p99_ms, p99_mlflow_ms  of the same loads; p99_mlflow_least_ms: the least of the peer's settings
          ratio_mlflow_plain  the same over the peer as it starts
          ratio_overhead_workers  over the identity pyfunc with a process a core
@@ -245,10 +248,11 @@ def passes(folder: Path, seconds: float, threads: int, most_s: float) -> float:
     return done / (time.perf_counter() - start)
 
 
-def identity_server(scratch: Path) -> Process:
+def identity_server(scratch: Path, *whole: str) -> Process:
     """Ours with an encoder that does nothing."""
     port = free_port()
-    return Process([sys.executable, "-m", "benchmarks._serving", str(port)], port, scratch / "identity.log")
+    args = [sys.executable, "-m", "benchmarks._serving", str(port), *whole]
+    return Process(args, port, scratch / f"identity-{port}.log")
 
 
 def against(server: Process, requests: Sequence[bytes], seconds: float, name: str) -> Load:
@@ -279,7 +283,13 @@ def side_by_side(model: Path, scratch: Path, bodies: Sequence[bytes], seconds: f
     }
     groups: list[tuple[dict[str, Process], Sequence[bytes]]] = [
         ({**peers}, mlflows(bodies)),
-        ({"aut, identity": identity_server(scratch)}, ours(bodies)),
+        (
+            {
+                "aut, identity": identity_server(scratch),
+                "aut, identity, decoding and processes": identity_server(scratch, "whole"),
+            },
+            ours(bodies),
+        ),
         ({**hollows}, mlflows(bodies)),
     ]
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
@@ -341,7 +351,7 @@ def main() -> None:
         with Server(address, scratch, env={"MLFLOW_TRACKING_URI": uri}) as server:
             mine = against(server, ours(bodies), seconds, "aut serve")
         after = before if options.quick else bare(folder, seconds, False)
-        loads, (empty,), hollow = side_by_side(model, scratch, bodies, seconds, options.quick)
+        loads, (empty, whole), hollow = side_by_side(model, scratch, bodies, seconds, options.quick)
         failed, ready_s = swap(address, uri, scratch, ours(bodies), max(4.0, seconds))
         flood = overload(folder, scratch, ours(bodies), mine.per_s, 5.0 if options.quick else 60.0)
     theirs = max(loads, key=lambda load: load.per_s)
@@ -349,6 +359,7 @@ def main() -> None:
     figures = {
         "ratio_mlflow": mine.per_s / theirs.per_s,
         "ratio_overhead": empty.per_s / hollow[0].per_s,
+        "ratio_overhead_whole": whole.per_s / hollow[0].per_s,
         "p99_ms": 1000 * mine.p99_s,
         "p99_mlflow_ms": 1000 * theirs.p99_s,
         "share_of_model": mine.per_s / batched,
@@ -366,7 +377,7 @@ def main() -> None:
     facts = {"machine": machine("fastapi", "httptools", "mlflow", "torch", "uvicorn"), "clients": CLIENTS}
     facts |= {"peer": "mlflow models serve, clips/s of its settings", "peer_clips_per_s": [x.per_s for x in loads]}
     facts |= {"bare_clips_per_s": [before[0], after[0]], "overload_statuses": flood.statuses}
-    facts |= {"identity_clips_per_s": [empty.per_s, *(x.per_s for x in hollow)]}
+    facts |= {"identity_clips_per_s": [empty.per_s, whole.per_s, *(x.per_s for x in hollow)]}
     finish("serve", figures, options.keep, facts | {"real_audio": "AUT_TEST_AUDIO" in os.environ})
 
 

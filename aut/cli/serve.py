@@ -37,11 +37,9 @@ def serve(
 
     AUT_SERVE_KEY, or a file named by AUT_SERVE_KEY_FILE, holds the API key; without one nobody is asked.
     """
-    import uvicorn
-
     from aut.serving.app import create
-    from aut.serving.connections import Connection
     from aut.serving.limits import Limits
+    from aut.serving.listen import listen
     from aut.serving.service import Service
 
     limits = Limits(
@@ -60,23 +58,14 @@ def serve(
     host, key = host or "127.0.0.1", api_key()
     names = None if key else own_names(host)
     service = Service(_source(model, alias), limits, device=device or None, poll_s=poll_s, key=key, hosts=names)
-    typer.echo(f"aut serves on http://{host}:{port} (stop with Ctrl-C)", err=True)
-    uvicorn.run(
-        create(service),
-        host=host,
-        port=port,
-        http=Connection,
-        limit_concurrency=CONNECTIONS,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
-    )
+    shown = f"[{host}]" if ":" in host else host
+
+    def bound(port: int) -> None:
+        typer.echo(f"aut serves on http://{shown}:{port} (stop with Ctrl-C)", err=True)
+
+    listen(create(service), host, port, bound)
 
 
-CONNECTIONS = 2048  # beyond, 503: each is a descriptor, and those that say nothing are closed by themselves
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

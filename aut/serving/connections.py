@@ -4,28 +4,35 @@ In    a connection of uvicorn's
 Out   the same, closed where no headers were whole in time or in size, or where an answer stands still
 Why   uvicorn's keep-alive timer runs between requests only: before the first one, and while headers drip, nobody
       counts, and its parser keeps headers of any length and all requests of one piece. An
-      answer lies in memory until it is read (gate.py slices and counts it); bodies have the Gate's deadline.
+      answer lies in memory until it is read (gate.py slices and counts it); bodies have the Gate's deadline. What is
+      no HTTP is refused here, in the form and with the headers of all other answers.
 Price a connection that a pool opens ahead is closed after `HEADERS_S` without a request
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from aut.serving.limits import Refused, raw
+
 HEADERS_S = 15.0  # from the connection, or a request's first byte, until its headers are whole
 HEAD_BYTES = 1 << 18  # that are no body, at once: headers, trailers, marks of chunks
 PIPELINED = 8  # requests that wait for the answers before them; no common client sends a second
-TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+OPEN = "aut.open"
+"""Key of the scope: connections that are open."""
 READ_S = 30.0  # within which a client has read the rest of its answer,
 LEAST = 64  # or so many slices of a longer one: 4 MB
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with two more timers and a count."""
+    """uvicorn's, with two more timers and counts."""
 
+    always: Callable[[], Iterable[tuple[bytes, bytes]]] = staticmethod(tuple)  # headers of refusals
     _headers: asyncio.TimerHandle | None = None
     _answer: asyncio.TimerHandle | None = None
     _head = 0  # bytes since the last of a body
@@ -45,17 +52,28 @@ class Connection(HttpToolsProtocol):
         self._head += len(data)
         super().data_received(data)
         if self._head > HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(TOO_LONG)
+            told = f"headers of over {HEAD_BYTES >> 10} KB, or that much beside a body"
+            self._refuse(Refused(431, "headers", told))
             self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
+        """What cannot be parsed."""
+        self._refuse(Refused(400, "http", msg))
+        self.transport.close()
         self._watch_answer()
+
+    def _refuse(self, refused: Refused) -> None:
+        body, status = refused.json(), HTTPStatus(refused.status)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        lines = [b"%s: %s" % header for header in (*raw(headers), *self.always())]
+        first = f"HTTP/1.1 {status.value} {status.phrase}".encode()
+        self.transport.write(b"\r\n".join([first, *lines, b"", body]))
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:
             raise ValueError("too many requests wait for their turn")  # ends the parsing: 400
         super().on_message_begin()
+        self.scope[OPEN] = len(self.connections)  # type: ignore[literal-required]
         if self._headers is None:
             self._await_headers()
         if self._answer and not self.transport.get_write_buffer_size():  # the answer before has been read
@@ -103,3 +121,8 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch_answer()
+
+
+def named(headers: Callable[[], Iterable[tuple[bytes, bytes]]]) -> type[Connection]:
+    """Connections whose own refusals carry these headers, too."""
+    return type("Named", (Connection,), {"always": staticmethod(headers)})

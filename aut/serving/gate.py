@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -20,9 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aut.serving.limits import Refused, Slots
+from aut.serving.connections import OPEN
+from aut.serving.limits import Refused, Slots, raw
 from aut.serving.openapi import WORK
 from aut.serving.service import Service
+from aut.serving.versions import Served
 
 log = logging.getLogger("aut.serving")
 GUARDED = ("/v1/", "/invocations", "/metrics", "/report")
@@ -77,7 +78,7 @@ class Gate:
                 return
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
-                message["headers"] = [*message["headers"], *self._headers(scope)]
+                message["headers"] = [*message["headers"], *self.headers(path, scope.get(SERVED))]
             await send(message)
 
         try:
@@ -106,16 +107,19 @@ class Gate:
 
     async def refuse(self, refused: Refused, send: Send) -> None:
         self.service.metrics.refusals.labels(refused.reason).inc()
-        body = json.dumps(refused.body()).encode()
+        body = refused.json()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers()}
         if refused.status in (401, 408, 413, 429):  # an unread body is not worth reading
             headers |= {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
-            headers |= {"Connection": "close"} if refused.status in (408, 413) else {}
-        await send({"type": "http.response.start", "status": refused.status, "headers": _raw(headers)})
+            closes = refused.status in (408, 413) or refused.reason == "connections"
+            headers |= {"Connection": "close"} if closes else {}
+        await send({"type": "http.response.start", "status": refused.status, "headers": raw(headers)})
         await send({"type": "http.response.body", "body": body})
 
     def _admit(self, scope: Scope) -> None:
         path = scope["path"]
+        if scope.get(OPEN, 0) > self.service.limits.connections and not path.startswith("/health"):
+            raise Refused(429, "connections", f"{scope[OPEN]:,} connections are open: try again later", 1.0)
         if self._hosts is not None and (name := _named(scope)) not in self._hosts:
             raise Refused(403, "host", f"'{name[:80]}' is not a name of this server: set AUT_HOSTS, or AUT_SERVE_KEY")
         if self._key and path.startswith(GUARDED) and not hmac.compare_digest(_given(scope), self._key):
@@ -123,9 +127,10 @@ class Gate:
         if path in WORK and scope["method"] == "POST":
             self.service.slots.check()
 
-    def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        served = scope.get(SERVED) or self.service.watcher.answering
-        return [*_secured(scope["path"]), *(_raw(served.headers()) if served else ())]
+    def headers(self, path: str = "", served: Served | None = None) -> list[tuple[bytes, bytes]]:
+        """Of every answer: those of `served`, else of the version that answers now."""
+        served = served or self.service.watcher.answering
+        return [*_secured(path), *(raw(served.headers()) if served else ())]
 
 
 def hold_answer(scope: Any, slots: Slots, size: int) -> None:
@@ -167,10 +172,6 @@ def _given(scope: Any) -> bytes:
     return bytes(headers.get(b"x-api-key", b""))
 
 
-def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(k.lower().encode("latin-1"), v.encode("latin-1", "replace")) for k, v in headers.items()]
-
-
-ON_ALL = _raw({**FIXED, "Content-Security-Policy": CSP})
-ON_PAGE = _raw({**FIXED, **PAGE, "Content-Security-Policy": CSP})
-ON_REPORT = _raw({**FIXED, "Content-Security-Policy": REPORT_CSP})
+ON_ALL = raw({**FIXED, "Content-Security-Policy": CSP})
+ON_PAGE = raw({**FIXED, **PAGE, "Content-Security-Policy": CSP})
+ON_REPORT = raw({**FIXED, "Content-Security-Policy": REPORT_CSP})

@@ -10,9 +10,10 @@ Why   everything is bounded before it is allocated: bytes, clips, seconds, sampl
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Limits:
 
     request_bytes: int = 32 << 20
     held_bytes: int = 256 << 20  # bodies of all requests at once, while they come and are parsed; then their files
+    connections: int = 2048  # each is a descriptor; those that say nothing are closed by themselves
     clips: int = 64  # of one request
     clip_s: float = 300.0
     audio_s: float = 600.0  # of one request
@@ -64,8 +66,16 @@ class Refused(Exception):
     def body(self) -> dict[str, dict[str, str]]:
         return {"error": {"reason": self.reason, "message": self.detail}}
 
+    def json(self) -> bytes:
+        return json.dumps(self.body()).encode()
+
     def headers(self) -> dict[str, str]:
         return {} if self.retry_s is None else {"Retry-After": str(max(1, round(self.retry_s)))}
+
+
+def raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI has them."""
+    return [(k.lower().encode("latin-1"), v.encode("latin-1", "replace")) for k, v in headers.items()]
 
 
 class Slots:

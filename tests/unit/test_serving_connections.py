@@ -1,7 +1,10 @@
 """Connections that say nothing, drip headers or send too many, or do not read their answer end; honest ones do not."""
 
 import asyncio
+import json
 import socket
+import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager, suppress
 
@@ -9,8 +12,13 @@ import pytest
 import uvicorn
 
 from aut.serving import connections
-from aut.serving.connections import Connection
+from aut.serving.app import create
+from aut.serving.connections import Connection, named
 from aut.serving.gate import sliced
+from aut.serving.limits import Limits
+from aut.serving.service import Service
+from aut.serving.watcher import Folder
+from tests.unit.serving_fixture import write_version
 
 BIG = 64 << 20  # beyond what the system's own buffers hold
 
@@ -34,8 +42,8 @@ async def app(scope, receive, send):
 
 
 @asynccontextmanager
-async def server():
-    served = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None, lifespan="off"))
+async def server(app=app, http=Connection):
+    served = uvicorn.Server(uvicorn.Config(app, port=0, http=http, log_config=None, lifespan="off"))
     task = asyncio.create_task(served.serve())
     while not served.started:
         await asyncio.sleep(0.01)
@@ -207,3 +215,54 @@ def test_one_that_reads_slowly_and_one_that_asks_again_are_served(monkeypatch):
             return took
 
     assert asyncio.run(ask()) == BIG
+
+
+def test_what_is_refused_before_it_is_a_request_has_the_form_of_all_answers(tmp_path):
+    """No HTTP, endless headers, more connections than are held: JSON, and the headers of the version."""
+    gate = create(Service(Folder(write_version(tmp_path / "1")), Limits(connections=2)))
+    get = b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    async def answer(port, said):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().lower()
+        body = await reader.readexactly(int(head.split("content-length: ")[1].split("\r\n")[0]))
+        return writer, head, body
+
+    async def ask():
+        await asyncio.to_thread(gate.service.watcher.look)
+        async with server(gate, named(gate.headers)) as (port, _):
+            out = [await answer(port, said) for said in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"y" * 300_000)]
+            for writer, _, _ in out:
+                writer.close()
+            await asyncio.sleep(0.2)
+            held = [await answer(port, get % b"/health/live") for _ in range(2)]
+            out.append(await answer(port, get % b"/v1/models"))
+            held.append(await answer(port, get % b"/health/live"))
+            for writer, _, _ in [*held, *out]:
+                writer.close()
+            return out, held
+
+    out, held = asyncio.run(ask())
+    gate.service.watcher.stop()
+    told = [(head.split()[1], json.loads(body)["error"]["reason"]) for _, head, body in out]
+    assert told == [("400", "http"), ("431", "headers"), ("429", "connections")]
+    for _, head, _ in out:
+        assert "x-model-version: models:/1/0" in head
+        assert "content-type: application/json" in head
+        assert "connection: close" in head
+    assert "retry-after: 1" in out[2][1]
+    assert {head.split()[1] for _, head, _ in held} == {"200"}
+
+
+def test_the_port_is_told_once_it_is_listened_on(tmp_path):
+    write_version(tmp_path / "1")
+    args = [sys.executable, "-m", "aut", "serve", "--model", str(tmp_path / "1"), "--port", "0"]
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            told = next(line for line in process.stderr if "aut serves on" in line)
+            port = int(told.split("http://127.0.0.1:")[1].split()[0])
+            socket.create_connection(("127.0.0.1", port), 5).close()
+        finally:
+            process.terminate()
+    assert port > 0
