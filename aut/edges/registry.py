@@ -30,11 +30,13 @@ from aut.errors import TrackingError
 from aut.files import digest_json, locked, replacing, write_json
 from aut.gates import allowed
 from aut.layout import Layout
-from aut.stages.register import Package, pack
+from aut.stages.register import Package, pack, served_digests
 
 __all__ = ["VersionFacts", "alias_version", "load_encoder", "publish", "register", "version_facts"]
 
 MODEL = "whisper-aut"
+PACKAGE_DIGEST = "aut.digest.package"
+"""Tag of a version: digest of all that a server takes of it, kept apart from the files."""
 NEEDED = ("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "soundfile", "soxr", "torch")
 """Packages that inference imports, pinned to the versions here. `aut` itself travels as code with the model."""
 
@@ -167,7 +169,7 @@ def _create(uri: str, layout: Layout, package: Package, tags: Mapping[str, str],
         source=model.artifact_location,
         run_id=run_id,
         model_id=model.model_id if run_id else None,
-        tags=dict(tags),
+        tags={**tags, PACKAGE_DIGEST: digest_json(served_digests(package.folder))},
         description=package.card,
     )
     return str(made.version)

@@ -14,17 +14,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aut.edges.loading import _download, _facts, _parse, cache_folder
+from aut.edges.registry import PACKAGE_DIGEST
 from aut.edges.store import away, client, mlflow_module, plain
-from aut.errors import DataError, MissingInput, TrackingError
+from aut.errors import AutError, DataError, TrackingError
 from aut.files import digest_json, digest_tree, read_json, replacing, write_bytes, write_json
 from aut.serving.engine import Passing
 from aut.serving.versions import EXAMPLE, Pointer
+from aut.stages.register import SERVED, served_digests
 
-PACKAGE = ("encoder", "heads", "neighbours", "evidence.json", "report.html")
 CONTENTS = "contents.json"
 TIMEOUT_S = "15"  # of a request to the registry, MLflow waits 120: a server that stops waits for its downloads
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what stores answer for an alias that names nothing
@@ -40,9 +42,13 @@ class Registry:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_S)
         self.name, self.alias, self.number = _parse(address)
         self._ready = False
-        self._found: dict[str, tuple[str, str]] = {}  # version -> where its files are, what it is
+        self._found: dict[str, _Found] = {}  # by version
         key = digest_json([plain(uri), address])
         self._record = cache_folder().with_name("versions") / f"{key}.json"
+
+    def warm(self) -> None:
+        """Imports MLflow: seconds in which no registry is asked."""
+        mlflow_module()
 
     def current(self) -> Pointer | None:
         """The version meant now, None where the alias names none. TrackingError while the store does not answer."""
@@ -63,10 +69,8 @@ class Registry:
                 return None
             raise away(self.uri, error) from None
         # A store that was deleted and made anew counts versions from 1 again: the time tells them apart.
-        self._found[number] = (
-            source,
-            digest_json([plain(self.uri), self.name, number, source, found.creation_timestamp]),
-        )
+        key = digest_json([plain(self.uri), self.name, number, source, found.creation_timestamp])
+        self._found[number] = _Found(source, key, found.tags.get(PACKAGE_DIGEST))
         return Pointer(self.name, number, found.run_id or "", self.alias)
 
     def _unknown(self, error: Any) -> bool:
@@ -82,35 +86,39 @@ class Registry:
         """The version's folder, downloaded when this machine lacks it. Passing: not what was registered,
         as after a download that was cut.
 
-        Its files were checked against the registered digest when they came, and are against that digest now.
+        Its files were checked against the registered digests when they came (of versions registered by an older `aut`,
+        the encoder's alone), and are against those of what came now.
         """
-        source, key = self._found[pointer.number]
-        folder = self._record.parent / key
+        found = self._found[pointer.number]
+        folder = self._record.parent / found.key
         if folder.exists() and not _whole(folder):
             shutil.rmtree(folder)  # damaged on disk: fetched anew
         if not folder.exists():
-            tree = _facts(self.uri, source, pointer.address)["tree"]
-            with replacing(folder) as draft:
-                self._fill(draft, source, pointer)
-                if (found := digest_tree(draft / "encoder")) != tree:  # the draft goes: a next try downloads anew
-                    raise Passing(f"the encoder of {pointer.address} has digest {found}, registered was {tree}")
-                parts = {name: digest_tree(draft / name) for name in PACKAGE if (draft / name).exists()}
+            tree = _facts(self.uri, found.source, pointer.address)["tree"]
+            with replacing(folder) as draft:  # on failure the draft goes: a next try downloads anew
+                self._fill(draft, found.source, pointer)
+                _check(f"the encoder of {pointer.address}", digest_tree(draft / "encoder"), tree)
+                parts = served_digests(draft)
+                if found.package:
+                    _check(f"the package of {pointer.address}", digest_json(parts), found.package)
                 write_json(draft / CONTENTS, parts)
         self._remember(pointer, folder)
         return folder
 
     def local(self) -> tuple[Pointer, Path] | None:
-        """The version fetched last for this address."""
-        if not self._record.is_file():
+        """The version fetched last for this address, if its files are still those that came."""
+        kept = self._remembered()
+        try:
+            folder = self._record.parent / kept.pop("folder")
+            pointer = Pointer(**kept)
+        except (KeyError, TypeError):
             return None
-        kept = read_json(self._record)
-        folder = self._record.parent / kept.pop("folder")
-        return (Pointer(**kept), folder) if folder.is_dir() else None
+        return (pointer, folder) if _whole(folder) else None
 
     def _fill(self, draft: Path, source: str, pointer: Pointer) -> None:
         with tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
             got = _download(self.uri, f"{source}/artifacts", Path(scratch), pointer.address)
-            for name in PACKAGE:
+            for name in SERVED:
                 if (got / name).exists():
                     os.replace(got / name, draft / name)
             example = _example(self.uri, source, Path(scratch), pointer.address)
@@ -120,16 +128,36 @@ class Registry:
     def _remember(self, pointer: Pointer, folder: Path) -> None:
         kept: dict[str, Any] = {"model": pointer.model, "number": pointer.number, "run_id": pointer.run_id}
         kept |= {"alias": pointer.alias, "folder": folder.name}
-        if not self._record.is_file() or read_json(self._record) != kept:
+        if self._remembered() != kept:
             write_json(self._record, kept)
+
+    def _remembered(self) -> dict[str, Any]:
+        """Empty where nothing is, or what is cannot be read."""
+        try:
+            return dict(read_json(self._record))
+        except (AutError, OSError, ValueError, TypeError):
+            return {}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where a version's files are, what it is, and the digest of its package, where it was registered with one."""
+
+    source: str
+    key: str
+    package: str | None
+
+
+def _check(what: str, found: str, registered: str) -> None:
+    if found != registered:
+        raise Passing(f"{what} has digest {found}, registered was {registered}")
 
 
 def _whole(folder: Path) -> bool:
     """Whether the files are those that were fetched."""
     try:
-        parts: dict[str, str] = read_json(folder / CONTENTS)
-        return all(digest_tree(folder / name) == digest for name, digest in parts.items())
-    except (MissingInput, DataError):
+        return bool(read_json(folder / CONTENTS) == served_digests(folder))
+    except (AutError, OSError, ValueError):
         return False
 
 

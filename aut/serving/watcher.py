@@ -32,12 +32,15 @@ class Source(Protocol):
 
     command: str  # what makes a version where there is none
 
+    def warm(self) -> None:
+        """What takes time and asks nobody, as imports do."""
+
     def current(self) -> Pointer | None: ...
 
     def fetch(self, pointer: Pointer) -> Path: ...
 
     def local(self) -> tuple[Pointer, Path] | None:
-        """The version fetched last, as it lies on this machine."""
+        """The version fetched last, as it lies on this machine; None where it is not whole."""
 
 
 @dataclass
@@ -46,6 +49,9 @@ class Folder:
 
     folder: Path
     command: str = "aut export ENCODER"
+
+    def warm(self) -> None:
+        pass
 
     def current(self) -> Pointer | None:
         return Pointer(self.folder.name, "0", alias="folder")
@@ -127,6 +133,7 @@ class Watcher:
     def _asked(self) -> Pointer | None:
         """What the source says. One that accepts and never answers is waited for, without holding up a start from the
         copy that lies here, or a stop; its thread is nobody's to join."""
+        self.source.warm()  # its time is no sign of a registry that does not answer
         answer: Future[Pointer | None] = Future()
 
         def ask() -> None:
@@ -159,11 +166,13 @@ class Watcher:
         return told
 
     def _follow(self, pointer: Pointer | None) -> None:
-        if pointer is None or self._is_served(pointer) or self._was_refused(pointer):
-            return
-        self._load(pointer, self.source.fetch)
+        if pointer is not None and not self._is_served(pointer):
+            self._load(pointer, pointer.number, self.source.fetch)
 
-    def _load(self, pointer: Pointer, fetch: Callable[[Pointer], Path]) -> None:
+    def _load(self, pointer: Pointer, name: str, fetch: Callable[[Pointer], Path]) -> None:
+        """Opens it and lets it take over, unless what goes by this name was refused."""
+        if name in self.refused and time.monotonic() < self._tried[name]:
+            return
         try:
             served = open_version(fetch(pointer), pointer, self.device, self.workers)
         except TrackingError:
@@ -171,11 +180,12 @@ class Watcher:
         except Exception as error:
             why = str(error) if isinstance(error, AutError) else f"{type(error).__name__}: {error}"
             lasting = isinstance(error, DataError | MissingInput) and not isinstance(error, Passing)
-            self.refused[pointer.number] = why
-            self._tried[pointer.number] = float("inf") if lasting else time.monotonic() + RETRY_S
-            log.error("version %s is refused: %s", pointer.number, why)
+            self.refused[name] = why
+            self._tried[name] = float("inf") if lasting else time.monotonic() + RETRY_S
+            log.error("version %s is refused: %s", name, why)
             return
-        self.refused.pop(pointer.number, None)
+        for told in (pointer.number, _copy_of(pointer)):
+            self.refused.pop(told, None)
         self._served, before = served, self._served
         self.swaps += before is not None
         if self.changed:
@@ -185,16 +195,13 @@ class Watcher:
     def _is_served(self, pointer: Pointer) -> bool:
         return self._served is not None and self._served.pointer == pointer
 
-    def _was_refused(self, pointer: Pointer) -> bool:
-        return pointer.number in self.refused and time.monotonic() < self._tried[pointer.number]
-
     def _went_away(self, error: TrackingError) -> None:
         if self.away is None:
             log.warning("the registry is away: %s", error)
         self.away = error.what
         kept = self.source.local() if self._served is None else None
         if kept:
-            self._load(kept[0], lambda _: kept[1])
+            self._load(kept[0], _copy_of(kept[0]), lambda _: kept[1])
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -203,3 +210,8 @@ class Watcher:
             except Exception:  # the watch goes on whatever a source does
                 log.exception("looking for a version failed")
             self._stop.wait(self.poll_s)
+
+
+def _copy_of(pointer: Pointer) -> str:
+    """A copy has a name of its own: what is wrong with it says nothing of the version in the registry."""
+    return f"{pointer.number} (local copy)"

@@ -23,6 +23,8 @@ from aut.gates import Verdict
 from aut.layout import Layout
 from aut.report.page import commands, with_lineage
 
+SERVED = ("encoder", "heads", "neighbours", "evidence.json", "report.html")
+"""What a server takes of a package."""
 HEAD_FILES = ("head.safetensors", "head.json")
 NEIGHBOURS = 2_000  # probe clips of a set whose vectors travel with a version: 10 MB at a width of 1,280
 
@@ -40,6 +42,11 @@ class Package:
     verdicts: tuple[Verdict, ...]
     lineage: Mapping[str, str]
     card: str
+
+
+def served_digests(folder: Path) -> dict[str, str]:
+    """Of each part of a package that a server takes."""
+    return {name: digest_tree(folder / name) for name in SERVED if (folder / name).exists()}
 
 
 def pack(params: Params, layout: Layout, folder: Path) -> Package:

@@ -85,6 +85,9 @@ class Shelf:
         self.folders, self.number, self.away = folders, number, False
         self.kept: tuple[Pointer, Path] | None = None
 
+    def warm(self) -> None:
+        pass
+
     def current(self) -> Pointer | None:
         if self.away:
             raise TrackingError("the registry does not answer")

@@ -1,6 +1,7 @@
 """Following an alias: swaps without loss, refusals, a registry that goes away; against a real SQLite store too."""
 
 import asyncio
+import shutil
 import threading
 import time
 
@@ -76,6 +77,10 @@ def test_the_processes_of_the_version_before_end_without_another_request(shelf):
                     await asyncio.sleep(0.05)
 
     asyncio.run(ask())
+
+
+def refuse():
+    raise TrackingError("down")
 
 
 def damage(folder, what):
@@ -347,3 +352,94 @@ def test_the_copy_is_found_again_when_the_server_is_down(store):
     watcher.look()
     assert watcher.served.pointer.number == "1"
     assert watcher.status() | {"registry": "down", "from": "local copy"} == watcher.status()
+
+
+def test_a_damaged_copy_at_a_start_without_registry_is_no_verdict_on_the_version(store, monkeypatch):
+    """The registry comes back, and the version is fetched."""
+    uri, _root, _ = store
+    registry = Registry(uri, "models:/whisper-aut@champion")
+    folder = registry.fetch(registry.current())
+    (folder / "encoder/model.safetensors").write_bytes(b"rot")
+    away, current = [True], registry.current
+    monkeypatch.setattr(registry, "current", lambda: refuse() if away else current())
+    watcher = Watcher(registry)
+    watcher.look()
+    assert watcher.answering is None
+    assert registry.local() is None
+    away.clear()
+    watcher.look()
+    assert watcher.served.pointer.number == "1"
+    assert "refused" not in watcher.status()
+    watcher.stop()
+
+
+def test_a_copy_that_does_not_open_says_nothing_of_what_the_registry_has(shelf, tmp_path):
+    source = Shelf(shelf, "1")
+    broken = write_version(tmp_path / "broken")
+    damage(broken, "head")
+    source.away, source.kept = True, (Pointer("whisper-aut", "1", "run1", "champion"), broken)
+    watcher = Watcher(source)
+    for _ in range(2):
+        watcher.look()
+    assert list(watcher.status()["refused"]) == ["1 (local copy)"]
+    source.away = False
+    watcher.look()
+    assert watcher.served.pointer.number == "1"
+    assert "refused" not in watcher.status()
+    watcher.stop()
+
+
+def test_a_record_that_cannot_be_read_is_none(store):
+    uri, _root, _ = store
+    registry = Registry(uri, "models:/whisper-aut@champion")
+    for rubbish in (b"{", b"[1]", b"{}", b"\xff"):
+        registry._record.write_bytes(rubbish)
+        assert registry.local() is None
+        registry.fetch(registry.current())
+        assert registry.local() is not None
+
+
+@pytest.mark.parametrize("part", ["heads/words/head.safetensors", "neighbours/words.json", "evidence.json"])
+def test_heads_neighbours_and_evidence_are_those_that_were_registered(store, part):
+    """Both digests are told, and it is tried again: a download may have been at fault."""
+    uri, root, _ = store
+    registry = Registry(uri, "models:/whisper-aut@champion")
+    pointer = registry.current()
+    (registry.fetch(pointer) / part).write_bytes(b"rot")
+    (original,) = (root / "work/mlartifacts").rglob(f"artifacts/{part}")
+    whole = original.read_bytes()
+    try:
+        original.write_bytes(whole + b" ")
+        with pytest.raises(Passing, match=r"package of .* has digest \w+, registered was \w+"):
+            registry.fetch(pointer)
+    finally:
+        original.write_bytes(whole)
+    assert (registry.fetch(pointer) / part).read_bytes() == whole
+
+
+def test_a_version_registered_without_the_digest_of_its_package_is_served(store):
+    from aut.edges.registry import PACKAGE_DIGEST
+    from aut.edges.store import client
+
+    uri, _root, _ = store
+    registered = client(uri).get_model_version("whisper-aut", "1").tags[PACKAGE_DIGEST]
+    client(uri).delete_model_version_tag("whisper-aut", "1", PACKAGE_DIGEST)
+    try:
+        registry = Registry(uri, "models:/whisper-aut@champion")
+        shutil.rmtree(registry.fetch(registry.current()))
+        assert registry.fetch(registry.current()).is_dir()
+    finally:
+        client(uri).set_model_version_tag("whisper-aut", "1", PACKAGE_DIGEST, registered)
+
+
+def test_the_registrys_time_begins_after_the_imports(shelf):
+    class Heavy(Shelf):
+        def warm(self):
+            time.sleep(0.4)
+
+    watcher = Watcher(Heavy(shelf, "1"))
+    watcher.patience_s, told = 0.3, []
+    watcher._went_away = told.append
+    watcher.look()
+    assert told == []
+    watcher.stop()
