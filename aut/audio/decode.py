@@ -3,8 +3,8 @@
 In    wav, flac, ogg, mp3 and what else libsndfile reads, any rate, any channels up to 64
 Out   Audio: pcm_T float32 in [-1, 1], and what the header said
 Why   limits are checked against the header before a sample is allocated, so that a header which claims two hours costs
-      nothing. libsndfile reads a file that was cut short as a shorter one: RIFF sizes and Ogg pages are looked at, too.
-Price a second look at 44 bytes and at the last page; files over 16M samples pass through the resampler in blocks.
+      nothing. libsndfile reads a file that was cut short as a shorter one: container.py looks at it first.
+Price a second look at the header and at the last page; files over 16M samples pass through the resampler in blocks.
 Run   python -c 'from pathlib import Path; from aut.audio.decode import decode; print(decode(Path("a.wav")))'
 """
 
@@ -23,8 +23,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from aut.audio.container import Unreadable as Unreadable
+from aut.audio.container import check_whole
 from aut.audio.rate import LOUDEST, resampled, within
-from aut.errors import DataError
 from aut.files import digest_bytes
 from aut.units import RATE_HZ
 
@@ -33,18 +34,6 @@ RATES_HZ = (2_000, 768_000)
 MEMBER_BYTES = 1 << 30  # of a tar's member, which is read whole
 ONE_GO = 1 << 24  # samples over all channels: 64 MB; longer files are mixed and resampled in blocks
 MP3_SLACK = 4 * 1152  # frames: encoder delay and padding that a header counts and the decoder drops
-UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # in the header of a WAV that was written to a pipe
-
-
-class Unreadable(DataError):
-    """`reason` is one word to count by, `detail` a sentence without paths: the same on every machine."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
-        return (type(self), (self.reason, self.detail))  # crosses process borders
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +52,18 @@ def decode(
     length_s: float | None = None,
     max_s: float = 3600.0,
     max_samples: int | None = None,
+    formats: frozenset[str] | None = None,
 ) -> Audio:
     """Decodes a file or bytes, or `length_s` seconds from `start_s` on. Raises Unreadable.
 
     Channels are averaged, the rate converted by soxr HQ. A cut that ends after the file's end is shortened to it.
     `max_s` and `max_samples` (over all channels: what decoding costs) limit what is decoded, not the file that a cut is
-    taken from.
+    taken from. `formats`: libsndfile's names of those that are read, None all.
     """
     if isinstance(data, bytes):
-        return _decode(io.BytesIO(data), len(data), start_s, length_s, max_s, max_samples)
+        return _decode(io.BytesIO(data), len(data), start_s, length_s, max_s, max_samples, formats)
     with _open(data) as (file, size):
-        return _decode(file, size, start_s, length_s, max_s, max_samples)
+        return _decode(file, size, start_s, length_s, max_s, max_samples, formats)
 
 
 def read_clip(root: Path, row: Mapping[str, Any], max_s: float = 30.0) -> NDArray[np.float32]:
@@ -123,16 +113,24 @@ class _open:  # noqa: N801 - reads as a verb
 
 
 def _decode(
-    file: BinaryIO, size: int, start_s: float, length_s: float | None, max_s: float, max_samples: int | None
+    file: BinaryIO,
+    size: int,
+    start_s: float,
+    length_s: float | None,
+    max_s: float,
+    max_samples: int | None,
+    formats: frozenset[str] | None,
 ) -> Audio:
     if size == 0:
         raise Unreadable("empty", "0 bytes")
-    _check_container(file, size)
+    check_whole(file, size)
     file.seek(0)
     # A descriptor, not the path: the name's extension then plays no part in finding the format.
     handle = file if isinstance(file, io.BytesIO) else file.fileno()
     try:
         with soundfile.SoundFile(handle, closefd=False) as sound:
+            if formats is not None and sound.format not in formats:
+                raise Unreadable("format", f"{sound.format} is not read: send {', '.join(sorted(formats))}")
             first, frames = _span(sound, start_s, length_s, max_s)
             if max_samples is not None and (samples := frames * sound.channels) > max_samples:
                 raise Unreadable("too_large", f"{samples:,} samples over all channels, the limit is {max_samples:,}")
@@ -197,24 +195,3 @@ def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:
     if peak > LOUDEST:
         raise Unreadable("out_of_range", f"float samples up to {peak:g}, should be within -1 and 1")
     return np.ascontiguousarray(mono_T)
-
-
-def _check_container(file: BinaryIO, size: int) -> None:
-    """Raises Unreadable for a WAV or Ogg file that ends before its header or last page says."""
-    head = file.read(4096)
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        at = 12
-        while at + 8 <= len(head):
-            name, length = head[at : at + 4], int.from_bytes(head[at + 4 : at + 8], "little")
-            if name == b"data":
-                if length not in UNKNOWN_SIZE and at + 8 + length > size:
-                    raise Unreadable("truncated", f"the header says {length:,} bytes, {size - at - 8:,} are there")
-                return
-            at += 8 + length + length % 2
-    elif head[:4] == b"OggS":
-        file.seek(max(0, size - (1 << 17)))  # a page has 65,307 bytes at most (RFC 3533, section 6)
-        tail = file.read()
-        page = tail[tail.rfind(b"OggS") :]
-        lacing = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        if len(page) < 27 or len(lacing) < page[26] or len(page) < 27 + page[26] + sum(lacing):
-            raise Unreadable("truncated", "the last Ogg page is not whole")

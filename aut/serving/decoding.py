@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aut.audio.container import CHECKED
 from aut.audio.decode import ONE_GO, Unreadable, decode
 from aut.audio.rate import resampled
 from aut.serving.limits import Refused
@@ -66,7 +67,7 @@ def opened(max_s: float) -> tuple[Handler, Head]:
     max_samples = max(ONE_GO, round(max_s * WIDEST))
 
     def handler(head: Head, parts: list[memoryview]) -> tuple[Head, list[Any]]:
-        audio = decode(bytes(parts[0]), max_s=max_s, max_samples=max_samples)
+        audio = decode(bytes(parts[0]), max_s=max_s, max_samples=max_samples, formats=CHECKED)
         if head["op"] == "heard":
             from aut.serving.features import heard
 

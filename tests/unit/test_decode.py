@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from aut.audio.container import CHECKED
 from aut.audio.decode import Unreadable, content_hash, decode, read_clip
 
 RATE = 16_000
@@ -130,3 +131,30 @@ def test_missing_folder_and_wrong_extension(tmp_path):
     assert reason(tmp_path) == "missing"
     (tmp_path / "x.raw").write_bytes(coded(tone(), format="FLAC"))
     assert decode(tmp_path / "x.raw").duration_s == 1.0
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU"])
+@pytest.mark.parametrize("left", [0.5, 0.9, 0.99])
+def test_a_cut_file_is_told_wherever_its_samples_begin(kind, left):
+    """Behind a picture of 10 KB, too."""
+    held = io.BytesIO()
+    soundfile.write(held, tone(), 16_000, format=kind, subtype="PCM_16")
+    whole = held.getvalue()
+    assert len(decode(whole).pcm_T) == len(tone())
+    with pytest.raises(Unreadable, match="truncated"):
+        decode(whole[: int(left * len(whole))])
+    name, order = {"WAV": (b"data", "little"), "AIFF": (b"SSND", "big")}.get(kind, (b"", "little"))
+    if name:
+        at = whole.index(name)
+        longer = whole[:at] + b"note" + (10_000).to_bytes(4, order) + bytes(10_000) + whole[at:]
+        assert len(decode(longer).pcm_T) == len(tone())
+        with pytest.raises(Unreadable, match="truncated"):
+            decode(longer[:-500])
+
+
+def test_only_the_formats_asked_for_are_read():
+    held = io.BytesIO()
+    soundfile.write(held, tone(), 16_000, format="VOC", subtype="PCM_16")
+    assert len(decode(held.getvalue()).pcm_T) == len(tone())
+    with pytest.raises(Unreadable, match="VOC is not read"):
+        decode(held.getvalue(), formats=CHECKED)
