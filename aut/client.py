@@ -6,7 +6,8 @@ Why   what to send, what an answer means and when to ask again are functions wit
       loop around them. Price: httpx (the extra aut[client]).
 Run   python -c 'import aut; print(aut.Client("http://127.0.0.1:8080").embed("clip.wav").shape)'
 
-429 and 503 are asked again after what Retry-After says (else 0.5 s, doubling), while the time allowed lasts.
+429 and 503 are asked again after what Retry-After says (else 0.5 s, doubling), and so are connections that fail, while
+the time allowed lasts. What would fail again is told at once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +38,8 @@ Audio: TypeAlias = "str | Path | bytes | NDArray[Any]"
 Pool = Literal["mean", "none"]
 AGAIN = (429, 503)
 TIMEOUT_S = 60.0
+MAX_CHANNELS = 8  # as aut/encoders/api.py
+T = TypeVar("T")
 
 
 class ServerError(AutError):
@@ -64,7 +70,8 @@ class Client:
     ) -> None:
         self.timeout_s = timeout_s
         self.version: str | None = None
-        self._http = _library().Client(base_url=_address(url), headers=_headers(key), transport=transport)
+        made = _library().Client(base_url=_address(url), headers=_headers(key), transport=transport)
+        self._http = _hurry().hurried(made)
 
     def embed(
         self, audio: Audio, rate_hz: int | None = None, *, pool: Pool = "mean", layer: int | None = None
@@ -93,7 +100,7 @@ class Client:
         while True:
             try:
                 answer = self._whole(call, patience)
-            except _library().TransportError as error:
+            except _library().RequestError as error:
                 time.sleep(patience.after_failure(error))
                 continue
             wait = patience.after(answer)
@@ -105,7 +112,7 @@ class Client:
     def _whole(self, call: Call, patience: Patience) -> httpx.Response:
         """httpx's own limit is of each wait for bytes: a server that drips would have no end."""
         given = {"params": call.query, "content": call.body, "timeout": patience.left()}
-        with self._http.stream("POST", call.path, **given) as answer:
+        with _hurry().until(patience.until), self._http.stream("POST", call.path, **given) as answer:
             parts = []
             for part in answer.iter_bytes():
                 parts.append(part)
@@ -150,7 +157,7 @@ class AsyncClient:
         while True:
             try:
                 answer = await self._whole(call, patience)
-            except _library().TransportError as error:
+            except _library().RequestError as error:
                 await asyncio.sleep(patience.after_failure(error))
                 continue
             wait = patience.after(answer)
@@ -172,13 +179,14 @@ class Patience:
     """How long to wait before asking again, and when to give up."""
 
     def __init__(self, timeout_s: float) -> None:
-        self.limit_s, self._until, self._pause_s = timeout_s, time.monotonic() + timeout_s, 0.5
+        self._begun = time.monotonic()
+        self.until, self._pause_s = self._begun + timeout_s, 0.5
 
     def left(self) -> float:
-        return max(0.001, self._until - time.monotonic())
+        return max(0.001, self.until - time.monotonic())
 
     def over(self) -> bool:
-        return time.monotonic() >= self._until
+        return time.monotonic() >= self.until
 
     def after(self, answer: httpx.Response) -> float | None:
         """Seconds to wait; None when the answer is one. ServerError or DataError when it is a refusal."""
@@ -187,19 +195,33 @@ class Patience:
         error = refusal(answer)
         if answer.status_code not in AGAIN:
             raise error
-        told = answer.headers.get("retry-after", "")
-        return self._pause(float(told) if told.isdigit() else None, error)
+        return self._pause(retry_s(answer.headers.get("retry-after", "")), error)
 
     def after_failure(self, error: Exception) -> float:
-        """Seconds to wait after a connection that failed."""
-        return self._pause(None, ServerError(f"no answer within {self.limit_s:g} s: {error or type(error).__name__}"))
+        """Seconds to wait after a connection that failed. ServerError where it would fail again, or time is up."""
+        library, why = _library(), str(error) or type(error).__name__
+        if not isinstance(error, library.TimeoutException | library.NetworkError | library.RemoteProtocolError):
+            raise ServerError(f"the request cannot be sent, or its answer not read: {why}")
+        spent = time.monotonic() - self._begun
+        return self._pause(0.0, ServerError(f"no answer after {spent:.1f} s: {why}"))
 
-    def _pause(self, told_s: float | None, error: AutError) -> float:
-        pause_s = told_s if told_s is not None else self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spread only
+    def _pause(self, told_s: float, error: AutError) -> float:
+        pause_s = told_s or self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spread only
         self._pause_s *= 2
         if pause_s >= self.left():
             raise error
         return pause_s
+
+
+def retry_s(told: str) -> float:
+    """Seconds that Retry-After asks for, a number or a date; 0 where it says nothing."""
+    if told.isascii() and told.isdigit():
+        return float(told)
+    try:
+        then = parsedate_to_datetime(told)
+    except ValueError:
+        return 0.0
+    return max(0.0, (then.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
 def embedding_call(audio: Audio, rate_hz: int | None, pool: Pool, layer: int | None) -> Call:
@@ -212,7 +234,8 @@ def classes_call(audio: Audio, rate_hz: int | None, top: int) -> Call:
 
 
 def audio_bytes(audio: Audio, rate_hz: int | None) -> bytes:
-    """A file as it is; an array [T] or [T, C] as a WAV of float32 samples, which loses nothing."""
+    """A file as it is; an array [T], [C, T] or [T, C] (the shorter axis is channels) as a WAV of float32 samples, or
+    int16, which loses nothing."""
     if isinstance(audio, bytes):
         return audio
     if isinstance(audio, str | os.PathLike):
@@ -225,6 +248,10 @@ def audio_bytes(audio: Audio, rate_hz: int | None) -> bytes:
     import soundfile
 
     array = np.asarray(audio)
+    if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"an array has values of type {array.dtype}", "give float in [-1, 1] or int16")
+    if array.ndim == 2 and array.shape[0] < array.shape[1] and array.shape[0] <= MAX_CHANNELS:
+        array = array.T
     if array.dtype != np.int16:
         array = array.astype(np.float32)
     held = io.BytesIO()
@@ -249,13 +276,31 @@ def refusal(answer: httpx.Response) -> AutError:
 
 
 def _array(answer: httpx.Response) -> NDArray[np.float32]:
-    rows = np.load(io.BytesIO(answer.content), allow_pickle=False)
-    return np.asarray(rows[0], np.float32)
+    return _understood(answer, lambda: np.asarray(_rows(answer.content)[0], np.float32))
 
 
 def _labels(answer: httpx.Response) -> dict[str, list[dict[str, Any]]]:
-    sets = json.loads(answer.content)["data"][0]["sets"]
-    return {name: found["top"] for name, found in sets.items()}
+    def sets() -> dict[str, list[dict[str, Any]]]:
+        return {name: found["top"] for name, found in json.loads(answer.content)["data"][0]["sets"].items()}
+
+    return _understood(answer, sets)
+
+
+def _rows(content: bytes) -> NDArray[Any]:
+    rows = np.load(io.BytesIO(content), allow_pickle=False)
+    if not isinstance(rows, np.ndarray):
+        raise TypeError(type(rows).__name__)
+    return rows
+
+
+def _understood(answer: httpx.Response, read: Callable[[], T]) -> T:
+    """ServerError where something else answers at this address."""
+    try:
+        return read()
+    except (ValueError, TypeError, LookupError, AttributeError, EOFError, OSError):
+        kind = answer.headers.get("content-type", "no type")
+        told = f"the answer ({kind[:80]}) is not what aut serve gives: is the address right?"
+        raise ServerError(told, answer.status_code) from None
 
 
 def _read(answer: httpx.Response, parts: list[bytes]) -> httpx.Response:
@@ -267,14 +312,30 @@ def _read(answer: httpx.Response, parts: list[bytes]) -> httpx.Response:
 
 def _address(url: str) -> str:
     scheme, colon, rest = url.partition("://")
-    if scheme not in ("http", "https") or not rest.strip("/"):
-        raise ConfigError(f"'{url}' is no address of a server", f"write http://{rest if colon else url or 'HOST:PORT'}")
+    if scheme not in ("http", "https") or not rest.strip("/") or len(url.split()) != 1:
+        raise ConfigError(
+            f"'{url}' is no address of a server", f"write http://{(rest if colon else url) or 'HOST:PORT'}"
+        )
+    try:
+        urlsplit(url).port  # noqa: B018 - raises
+        _library().URL(url)
+    except (ValueError, _library().InvalidURL) as error:
+        raise ConfigError(f"'{url}' is no address of a server: {error}", "write http://HOST:PORT") from None
     return url
 
 
-def _headers(key: str | None) -> dict[str, str]:
-    kind = {"Content-Type": "application/octet-stream"}
-    return kind | ({"Authorization": f"Bearer {key}"} if key else {})
+def _headers(key: str | None) -> dict[str, bytes]:
+    kind = {"Content-Type": b"application/octet-stream"}
+    if key and not key.isprintable():
+        raise ConfigError("the key holds a line break, or another character that no header carries", "strip it")
+    return kind | ({"Authorization": f"Bearer {key}".encode()} if key else {})
+
+
+def _hurry() -> Any:
+    _library()
+    from aut import hurry
+
+    return hurry
 
 
 def _library() -> Any:

@@ -1,17 +1,23 @@
 """The client against the served encoder, and against a server that is busy, slow, or gone. Sync and async alike."""
 
 import asyncio
+import io
 import json
+import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import numpy as np
 import pytest
+import soundfile
 
 import aut
 import aut.errors
-from aut.client import Patience, ServerError
+from aut.client import Patience, ServerError, audio_bytes, retry_s
 from aut.errors import ConfigError, DataError
 from aut.serving.app import create
 from aut.serving.service import Service
@@ -20,7 +26,7 @@ from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_ver
 ATOL = 1e-5
 
 
-def busy(times, status=429, after="0"):
+def busy(times, status=429, after=""):
     """A transport that refuses so many times, then gives an empty vector; it keeps what it was asked."""
     asked = []
 
@@ -118,6 +124,106 @@ def test_time_runs_out_with_the_servers_own_reason():
         assert isinstance(error, ServerError)
         assert (error.status, error.reason) == (429, "busy")
     assert len(asked) == 2, "waiting 30 s would be too late: no second try"
+
+
+@contextmanager
+def answering(*pieces, pause_s=0.0):
+    """A server that sends the pieces whatever it is asked; its address, and the connections it had."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen = []
+
+        def answer(connection):
+            with connection, suppress(OSError):
+                connection.recv(1 << 16)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(pause_s)
+
+        def accept():
+            with suppress(OSError):
+                while len(seen) < 100:
+                    seen.append(listener.accept()[0])
+                    threading.Thread(target=answer, args=(seen[-1],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def failure(kind, url, **options):
+    """The error of a client of this kind."""
+
+    async def ask():
+        async with kind(url, **options) as client:
+            await client.embed(b"x")
+
+    with pytest.raises(aut.errors.AutError) as caught:
+        if kind is aut.AsyncClient:
+            asyncio.run(ask())
+        else:
+            with kind(url, **options) as client:
+                client.embed(b"x")
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", [aut.Client, aut.AsyncClient])
+def test_headers_that_drip_do_not_outlast_the_time_of_a_call(kind):
+    lines = [b"HTTP/1.1 200 OK\r\n", *(b"X-%d: y\r\n" % n for n in range(100))]
+    started = time.monotonic()
+    with answering(*lines, pause_s=0.1) as (url, _):
+        error = failure(kind, url, timeout_s=0.6)
+    assert isinstance(error, ServerError)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("kind", [aut.Client, aut.AsyncClient])
+def test_an_answer_of_something_else_is_a_servers_error(kind):
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<ht>"
+    with answering(page) as (url, seen):
+        error = failure(kind, url, timeout_s=5)
+    assert isinstance(error, ServerError)
+    assert "text/html" in str(error)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("kind", [aut.Client, aut.AsyncClient])
+@pytest.mark.parametrize(("url", "key"), [("http://a:99999", "k"), ("http://a b", "k"), ("http://a", "k\n")])
+def test_what_no_request_can_say_is_told_before_one_is_made(kind, url, key):
+    with pytest.raises(ConfigError):
+        kind(url, key=key)
+
+
+@pytest.mark.parametrize("kind", [aut.Client, aut.AsyncClient])
+def test_a_request_that_cannot_be_sent_is_not_repeated(kind):
+    tried = []
+
+    def answer(request):
+        tried.append(request.headers["authorization"])
+        raise httpx.LocalProtocolError("illegal header")
+
+    error = failure(kind, "http://aut", key="clé", timeout_s=5, transport=httpx.MockTransport(answer))
+    assert isinstance(error, ServerError)
+    assert len(tried) == 1
+
+
+def test_retry_after_is_a_number_or_a_date_and_nothing_is_no_storm():
+    assert retry_s("7") == 7
+    assert retry_s("0") == retry_s("") == retry_s("²") == retry_s("soon") == 0
+    then = datetime.now(UTC) + timedelta(seconds=30)
+    assert 25 < retry_s(format_datetime(then, usegmt=True)) <= 30
+    assert retry_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    transport, asked = busy(999, after="0")
+    asyncio.run(both(transport, timeout_s=1.0))
+    assert len(asked) < 8
+
+
+@pytest.mark.parametrize("shape", [(1, 1_600), (2, 1_600), (1_600, 2), (1_600,)])
+def test_arrays_are_taken_as_the_encoder_takes_them(shape):
+    found, rate = soundfile.read(io.BytesIO(audio_bytes(np.zeros(shape), 16_000)), always_2d=True)
+    assert (len(found), rate) == (1_600, 16_000)
+    for dtype in (bool, np.int32, np.uint8, object):
+        with pytest.raises(DataError, match="float in"):
+            audio_bytes(np.zeros(shape, dtype), 16_000)
 
 
 def test_a_refusal_is_not_repeated():
