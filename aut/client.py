@@ -313,9 +313,7 @@ def _read(answer: httpx.Response, parts: list[bytes]) -> httpx.Response:
 def _address(url: str) -> str:
     scheme, colon, rest = url.partition("://")
     if scheme not in ("http", "https") or not rest.strip("/") or len(url.split()) != 1:
-        raise ConfigError(
-            f"'{url}' is no address of a server", f"write http://{(rest if colon else url) or 'HOST:PORT'}"
-        )
+        raise ConfigError(f"'{url}' is no address of a server", f"write http://{rest if colon else url or 'HOST:PORT'}")
     try:
         urlsplit(url).port  # noqa: B018 - raises
         _library().URL(url)

@@ -28,6 +28,10 @@ def serve(
     queue: Annotated[int, typer.Option("--queue", min=1, help="Clips admitted at once.")] = 128,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of a request's body.")] = 32,
     max_s: Annotated[float, typer.Option("--max-s", min=0.1, help="Seconds of audio of a clip.")] = 300.0,
+    max_clips: Annotated[int, typer.Option("--max-clips", min=1, help="Of a request.")] = 64,
+    max_total_s: Annotated[
+        float, typer.Option("--max-total-s", min=0.1, help="Seconds of audio of a request.")
+    ] = 600.0,
     batch_s: Annotated[
         float, typer.Option("--batch-s", min=1, help="Seconds of audio of a pass; 1000 on a GPU.")
     ] = 32.0,
@@ -46,9 +50,9 @@ def serve(
         request_bytes=max_mb << 20,
         held_bytes=max(256, 4 * max_mb) << 20,
         clip_s=max_s,
-        clips=min(Limits.clips, queue),
-        audio_s=max(Limits.audio_s, max_s),
-        queue_s=max(Limits.queue_s, max_s),
+        clips=min(max_clips, queue),
+        audio_s=max(max_total_s, max_s),
+        queue_s=max(Limits.queue_s, max_total_s, max_s),
         request_s=timeout_s,
         queue=queue,
         batch_s=batch_s,

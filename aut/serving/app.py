@@ -24,9 +24,9 @@ from aut.serving import pages
 from aut.serving.answers import answer, check_size, dumped
 from aut.serving.engine import Ask
 from aut.serving.gate import DEADLINE, SERVED, Gate, failed, hold_answer
-from aut.serving.intake import OPTIONS, Asked, body_of, parse, parse_mlflow
+from aut.serving.intake import Asked, body_of, known, parse, parse_mlflow
 from aut.serving.limits import Limits, Refused
-from aut.serving.openapi import FORMATS, POOLS, WORK
+from aut.serving.openapi import ENCODINGS, FORMATS, POOLS, TOLD, WORK, completed
 from aut.serving.service import Answered, Check, Service, unless_gone
 from aut.serving.versions import Served
 
@@ -57,7 +57,8 @@ def create(service: Service) -> Gate:
     for path, worker in WORKERS.items():
         app.post(path, response_model=None, **WORK[path])(worker)
     for path, teller in TELLERS.items():
-        app.get(path, response_model=None)(teller)
+        app.get(path, response_model=None, response_class=Response, responses=TOLD[path])(teller)
+    app.openapi = completed(app.openapi)  # type: ignore[method-assign]
     pages.add_to(app)
     return Gate(app, service, WORKERS)
 
@@ -68,9 +69,10 @@ async def embeddings(request: Request) -> Response:
     given = asked.options
     pool = _choice(given, "pool", POOLS)
     format = _choice(given, "format", FORMATS)
-    if given.get("encoding_format") == "base64":
+    if _choice(given, "encoding_format", ENCODINGS) == "base64":
         format = "base64"
-    _check_dimensions(given, _service(request).watcher.served)
+    served = _served(request, given)
+    _check_dimensions(given, served)
     ask = Ask(frames=pool == "none", layer=_number(given, "layer", None, 0, 10_000))
     service = _service(request)
 
@@ -80,9 +82,9 @@ async def embeddings(request: Request) -> Response:
             size = check_size(frames, served.encoder.width, format, service.limits.answer_bytes)
             hold_answer(request.scope, service.slots, size)
 
-    done = await _answered(request, asked.files, ask, check)
+    done = await _answered(request, served, asked.files, ask, check)
     arrays = [r["frames" if ask.frames else "valid"] for r in done.results]
-    args = (arrays, done.seconds, done.served.pointer.address, format)
+    args = (arrays, done.seconds, served.pointer.address, format)
     if sum(a.size for a in arrays) > BIG:
         return await service._in_thread(answer, *args)
     return answer(*args)
@@ -93,18 +95,18 @@ async def classify(request: Request) -> Response:
     asked = await _asked(request)
     top = _number(asked.options, "top", 5, 1, 1000) or 5
     neighbours = _number(asked.options, "neighbours", 0, 0, 100) or 0
-    served = _service(request).watcher.served
-    poolings = tuple(sorted({"valid", *(head.pooling for head in served.heads.values())}))
-    done = await _answered(request, asked.files, Ask(poolings=poolings))
-    heads, near = done.served.heads, done.served.neighbours
+    served = _served(request, asked.options)
+    heads, near = served.heads, served.neighbours
+    poolings = tuple(sorted({"valid", *(head.pooling for head in heads.values())}))
+    done = await _answered(request, served, asked.files, Ask(poolings=poolings))
     rows = []
     for i, (result, seconds) in enumerate(zip(done.results, done.seconds, strict=True)):
-        sets = {name: {"top": _top(head, result, top)} for name, head in heads.items() if head.pooling in result}
+        sets = {name: {"top": _top(head, result, top)} for name, head in heads.items()}
         if neighbours:
             for name, n in near.items():
                 sets.setdefault(name, {})["nearest"] = n.nearest(result["valid"], neighbours)
         rows.append({"index": i, "seconds": round(seconds, 3), "sets": sets})
-    return dumped({"object": "list", "model": done.served.pointer.address, "data": rows})
+    return dumped({"object": "list", "model": served.pointer.address, "data": rows})
 
 
 async def features(request: Request) -> Response:
@@ -116,7 +118,7 @@ async def features(request: Request) -> Response:
 async def invocations(request: Request) -> Response:
     """MLflow's scoring protocol: a table with audio as base64 in the column `audio`."""
     asked = await _asked(request, parse_mlflow)
-    done = await _answered(request, asked.files, Ask())
+    done = await _answered(request, _served(request, {}), asked.files, Ask())
     return dumped({"predictions": [{"embedding": result["valid"]} for result in done.results]})
 
 
@@ -209,12 +211,23 @@ async def _asked(request: Request, parse: Parser = parse) -> Asked:
     async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
         asked = await parse(body, request.headers, service.limits)
     if request.scope["query_string"]:  # the body's word counts more
-        asked.options = {k: v for k, v in request.query_params.items() if k in OPTIONS} | asked.options
+        asked.options = known(dict(request.query_params)) | asked.options
     return asked
 
 
-async def _answered(request: Request, files: list[bytes], ask: Ask, check: Check | None = None) -> Answered:
-    done = await unless_gone(request, _service(request).answer(files, ask, request.scope[DEADLINE], check))
+def _served(request: Request, options: dict[str, Any]) -> Served:
+    """The version that answers this request, all of it. Refused 404 where another is asked for."""
+    served, name = _service(request).watcher.served, options.get("model")
+    if name is None or (isinstance(name, str) and served.goes_by(name)):
+        return served
+    told = f"'{str(name)[:80]}' is not served here, {served.pointer.address} is"
+    raise Refused(404, "model", told)
+
+
+async def _answered(
+    request: Request, served: Served, files: list[bytes], ask: Ask, check: Check | None = None
+) -> Answered:
+    done = await unless_gone(request, _service(request).answer(served, files, ask, request.scope[DEADLINE], check))
     request.scope[SERVED] = done.served
     return done
 
@@ -264,4 +277,5 @@ async def _failed(request: Request, _: Exception) -> Response:
 async def _plain(_: Request, error: Exception) -> Response:
     """Starlette's own: no such route, wrong method."""
     found = cast(HTTPException, error)
-    return dumped(Refused(found.status_code, "route", str(found.detail)).body(), found.status_code)
+    body = Refused(found.status_code, "route", str(found.detail)).body()
+    return dumped(body, found.status_code, dict(found.headers or {}))  # Allow, of 405

@@ -67,12 +67,14 @@ class Gate:
             return
         started, path = time.perf_counter(), scope["path"]
         status, begun, ended = 500, False, False
+        if head := scope["method"] == "HEAD":  # as GET, without its body; the server keeps the scope it gave
+            scope = {**scope, "method": "GET"}
         scope[DEADLINE] = asyncio.get_running_loop().time() + self.service.limits.request_s
 
         async def counted(message: Message) -> None:
             nonlocal status, begun, ended
             if message["type"] == "http.response.body":
-                for part in sliced(message):
+                for part in sliced({**message, "body": b""} if head else message):
                     await send(part)
                 ended = not message.get("more_body", False)
                 return

@@ -45,6 +45,8 @@ async def body_of(request: Request, limits: Limits, slots: Slots, deadline: floa
     taken = 0
     parts: list[bytes] = []
     try:
+        if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise Refused(415, "encoding", f"a body packed as '{coding[:80]}' is not unpacked: send it as it is")
         declared = _declared(request.headers.get("content-length"))
         if declared > limits.request_bytes:
             raise _too_large(limits)
@@ -77,8 +79,11 @@ async def parse(body: bytes, headers: Headers, limits: Limits) -> Asked:
     elif kind.startswith(("audio/", "video/ogg")) or kind in ("", "application/octet-stream", "application/ogg"):
         asked = Asked([body])
     else:
-        known = "multipart/form-data, application/json, audio/*, or application/octet-stream"
-        raise Refused(415, "media_type", f"a body of type '{kind[:80]}' is not read: send {known}")
+        accepted = "multipart/form-data, application/json, audio/*, or application/octet-stream"
+        told = f"a body of type '{kind[:80]}' is not read: send {accepted}"
+        if kind == "application/x-www-form-urlencoded":  # curl --data-binary says so of whatever it sends
+            told += "; of a file's own bytes say -H 'Content-Type: application/octet-stream'"
+        raise Refused(415, "media_type", told)
     return _counted(asked, limits)
 
 
@@ -128,7 +133,7 @@ async def _multipart(body: bytes, headers: Headers, limits: Limits) -> Asked:
         raise Refused(400, "multipart", f"the form cannot be read: {str(error)[:200] or 'malformed'}") from None
     try:
         files = [await v.read() for v in (v for _, v in form.multi_items()) if isinstance(v, UploadFile)]
-        options = {k: v for k, v in form.multi_items() if isinstance(v, str) and k in OPTIONS}
+        options = known({k: v for k, v in form.multi_items() if isinstance(v, str)})
     finally:
         await form.close()
     return Asked(files, options)
@@ -140,10 +145,15 @@ def _openai(document: Any) -> Asked:
         raise Refused(400, "json", 'a JSON object with "input" is expected: base64 audio, or a list of it')
     given = document["input"]
     values = given if isinstance(given, list) else [given]
-    unknown = sorted(set(document) - {"input", *OPTIONS})
-    if unknown:
-        raise Refused(400, "json", f"unknown key '{unknown[0][:80]}'")
-    return Asked([_base64(v) for v in values], {k: v for k, v in document.items() if k != "input"})
+    options = known({k: v for k, v in document.items() if k != "input"})
+    return Asked([_base64(v) for v in values], options)
+
+
+def known(options: dict[str, Any]) -> dict[str, Any]:
+    """The options. Refused 400 where one of them is none: a misspelt one would be left out in silence."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise Refused(400, "option", f"unknown option '{unknown[0][:80]}', known are {', '.join(OPTIONS)}")
+    return options
 
 
 def _split(value: Any) -> list[Any]:

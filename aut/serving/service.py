@@ -88,12 +88,13 @@ class Service:
         gc.collect()
         gc.freeze()  # modules and weights stay: looking through them for garbage stalls all requests for 150 ms
 
-    async def answer(self, files: list[bytes], ask: Ask, deadline: float, check: Check | None = None) -> Answered:
-        """Results of all files, or Refused: 422 names the file that is no audio, 504 the deadline.
+    async def answer(
+        self, served: Served, files: list[bytes], ask: Ask, deadline: float, check: Check | None = None
+    ) -> Answered:
+        """Results of all files by the version given, or Refused: 422 names the file that is no audio, 504 the deadline.
 
         `check` may refuse what the clips' seconds would make, before it is computed. Empties `files` once decoded.
         """
-        served = self.watcher.served
         _check_layer(ask, served)
         came = asyncio.get_running_loop().time()
         with self.slots.hold(len(files)):

@@ -90,6 +90,17 @@ class Served:
         run = {"X-Model-Run-Id": self.pointer.run_id} if self.pointer.run_id else {}
         return {"X-Model-Version": self.pointer.address, "X-Model-Weights": self.encoder.digest, **run}
 
+    def goes_by(self, name: str) -> bool:
+        """Whether a client that asks for a model of this name means this version: its address, alias or model."""
+        pointer = self.pointer
+        own = {
+            pointer.model,
+            f"{pointer.model}/{pointer.number}",
+            f"{pointer.model}@{pointer.alias}",
+            self.encoder.name,
+        }
+        return name.removeprefix("models:/") in own
+
     def described(self) -> dict[str, Any]:
         """Row of /v1/models."""
         return {

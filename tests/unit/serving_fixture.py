@@ -114,10 +114,28 @@ async def serving(
     service.gate = gate  # type: ignore[attr-defined]  # for tests that send or read by themselves
     transport = httpx.ASGITransport(app=gate, raise_app_exceptions=False)  # type: ignore[arg-type]
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://aut") as client:
+        hooks = {"response": [documented(gate.app.openapi()["paths"])]}
+        async with httpx.AsyncClient(transport=transport, base_url="http://aut", event_hooks=hooks) as client:
             yield client, service
     finally:
         await service.stop()
+
+
+def documented(paths: dict[str, Any]) -> Any:
+    """Fails where a route answers what /openapi.json does not tell of it: status, type, or a header."""
+
+    async def check(answer: httpx.Response) -> None:
+        told = paths.get(answer.request.url.path, {}).get(answer.request.method.lower())
+        if told is None:
+            return
+        kind = answer.headers.get("content-type", "").partition(";")[0]
+        found = told["responses"].get(str(answer.status_code), {})
+        assert kind in found.get("content", {}), f"{answer.request.url}: {answer.status_code} {kind}"
+        own = {name for name in answer.headers if name.startswith("x-") and name != "x-content-type-options"}
+        own |= {"retry-after"} & set(answer.headers)
+        assert own <= {name.lower() for name in found["headers"]}, f"{answer.request.url}: {own}"
+
+    return check
 
 
 def sound(seconds: float, seed: int = 0, rate_hz: int = 16_000) -> np.ndarray:

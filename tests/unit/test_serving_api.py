@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 
@@ -258,6 +259,56 @@ def test_options_are_honoured_wherever_they_are_written_or_refused(version):
     assert "application/json" in answers[5].json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "document", "status", "reason"),
+    [
+        ("/v1/embeddings", {"encoding_format": "int8"}, 400, "encoding_format"),
+        ("/v1/embeddings", {"encoding_format": "float", "model": "whisper-aut", "user": "me"}, 200, ""),
+        ("/v1/embeddings", {"model": "models:/whisper-aut/1"}, 200, ""),
+        ("/v1/embeddings", {"model": "models:/whisper-aut@champion"}, 200, ""),
+        ("/v1/embeddings", {"model": "models:/whisper-aut/2"}, 404, "model"),
+        ("/v1/classify", {"model": "models:/whisper-aut@candidate"}, 404, "model"),
+        ("/v1/embeddings", {"model": 3}, 404, "model"),
+        ("/v1/embeddings?pol=none", {}, 400, "option"),
+        ("/v1/embeddings", {"pol": "none"}, 400, "option"),
+    ],
+)
+def test_what_is_asked_for_is_what_answers_or_it_is_refused(version, path, document, status, reason):
+    text = base64.b64encode(file_of(sound(0.2))).decode()
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1")) as (client, _):
+            return await client.post(path, json={"input": text, **document})
+
+    answer = run(ask())
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["reason"] == reason
+
+
+def test_what_http_clients_do_by_themselves(version):
+    """A misspelt field of a form, curl's type of a raw body, a packed body, HEAD, another method."""
+    file = file_of(sound(0.2))
+
+    async def ask():
+        async with serving(Shelf({"1": version}, "1")) as (client, _):
+            curls = {"Content-Type": "application/x-www-form-urlencoded"}
+            return [
+                await client.post("/v1/classify", files={"file": file}, data={"tpo": "3"}),
+                await client.post("/v1/embeddings", content=file, headers=curls),
+                await client.post("/v1/embeddings", content=gzip.compress(file), headers={"Content-Encoding": "gzip"}),
+                await client.get("/v1/embeddings"),
+                await client.head("/health/ready"),
+                await client.head("/v1/models"),
+            ]
+
+    form, curls, packed, method, ready, models = run(ask())
+    assert (form.status_code, form.json()["error"]["reason"]) == (400, "option")
+    assert (curls.status_code, packed.status_code) == (415, 415)
+    assert "-H 'Content-Type: application/octet-stream'" in curls.json()["error"]["message"]
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    assert (ready.status_code, ready.content, models.status_code) == (200, b"", 200)
+
+
 def test_mlflows_own_client_works_unchanged(version, encoder):
     """A table sent by MLflow's client to a real socket."""
     import threading
@@ -317,11 +368,18 @@ def test_models_metrics_openapi_and_page(version):
     assert "multipart/form-data" in json.dumps(paths["/v1/embeddings"]["post"]["requestBody"])
     assert {"/v1/classify", "/invocations", "/health/ready"} <= set(paths)
     named = [{o["name"] for o in paths[path]["post"]["parameters"]} for path in ("/v1/embeddings", "/v1/classify")]
-    assert named == [{"pool", "format", "layer"}, {"top", "neighbours"}]
+    openai = {"encoding_format", "dimensions"}
+    assert named == [{"pool", "format", "layer", "model", "user"} | openai, {"top", "neighbours", "model", "user"}]
+    for kind in ("multipart/form-data", "application/json"):
+        schema = paths["/v1/embeddings"]["post"]["requestBody"]["content"][kind]["schema"]
+        assert named[0] < set(schema["properties"])
+    assert set(out["/openapi.json"].json()["components"]["securitySchemes"]) == {"bearer", "key"}
     told = paths["/v1/embeddings"]["post"]["responses"]
     assert {"200", "400", "413", "422", "429", "503", "504"} <= set(told)
     assert {"application/json", "application/x-npy", "application/x-safetensors"} <= set(told["200"]["content"])
-    assert set(told["200"]["headers"]) == {"X-Model-Version", "X-Model-Run-Id", "X-Model-Weights"}
+    version = {"X-Model-Version", "X-Model-Run-Id", "X-Model-Weights"}
+    assert set(told["200"]["headers"]) == version | {"X-Valid-Frames"}
+    assert set(told["429"]["headers"]) == version | {"Retry-After"}
     policy = out["/"].headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
