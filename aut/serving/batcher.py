@@ -90,6 +90,7 @@ class Batcher:
         self.batched: Callable[[int, float, float], None] = lambda clips, seconds, took: None
         self.waiting: deque[Job] = deque()
         self.waiting_s = 0.0
+        slots.relief = self.shed
         self._arrived = asyncio.Event()
         self._threads = ThreadPoolExecutor(limits.workers, "aut-model")
         self._idle = limits.workers
@@ -135,8 +136,7 @@ class Batcher:
                 job.future.cancel()
 
     def take(self, now: float, idle: int = 1) -> list[Job]:
-        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out; under
-        overload those, too, of requests that have waited as long as one alone takes and have not begun.
+        """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out.
 
         Where clips are packed, `idle` workers share what waits: two passes of one clip end before one of two.
         """
@@ -145,14 +145,11 @@ class Batcher:
         batch: list[Job] = []
         kept: deque[Job] = deque()
         longest = total = 0.0
-        latest = now - self.slots.alone_s if self.slots.pressed else -math.inf
+        if self.slots.pressed:
+            self._shed(now)
         for job in self.waiting:
             if job.future.done() or job.deadline <= now:
                 self._drop(job, Refused(504, "deadline", "the deadline passed while the clip waited", 1.0))
-                continue
-            if job.turn.came < latest and not job.turn.begun:
-                told = "more comes than can be computed: try again later"
-                self._drop(job, Refused(429, "busy", told, self.slots.wait_s()))
                 continue
             first = first or job
             fits = len(batch) < (share if job.key[2] is None else self.limits.batch_clips)
@@ -170,6 +167,18 @@ class Batcher:
         if not kept:
             self.waiting_s = 0.0  # sums of floats drift
         return batch
+
+    def shed(self) -> None:
+        """Under overload: tells requests that have not begun, and have waited as long as one alone takes."""
+        self._shed(asyncio.get_running_loop().time())
+
+    def _shed(self, now: float) -> None:
+        latest = now - self.slots.alone_s
+        late = {job for job in self.waiting if job.turn.came < latest and not job.turn.begun}
+        for job in late:
+            self._drop(job, Refused(429, "busy", "more comes than can be computed: try again", self.slots.wait_s()))
+        if late:
+            self.waiting = deque(job for job in self.waiting if job not in late)
 
     def _drop(self, job: Job, refused: Refused) -> None:
         self.waiting_s -= job.seconds

@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -91,6 +91,7 @@ class Slots:
         self._alone: deque[float] = deque(maxlen=200)  # seconds of requests that met nobody
         self.alone_s = UNMEASURED_S  # within which nearly every request that meets nobody is answered
         self._pressure = Pressure(CROWD)
+        self.relief: Callable[[], None] = lambda: None  # called at each refusal under overload
 
     def wait_s(self) -> float:
         return self.pace * (self._decoded_s + (self.clips - self._decoded) * self._usual_s)
@@ -117,6 +118,8 @@ class Slots:
         late = self.clips >= self.limits.free and self.wait_s() > self.budget_s
         if full or late:
             self._pressure.refused()
+            if self.pressed:
+                self.relief()
             what = f"{self.clips} clips are being worked on, about {self.wait_s():.1f} s"
             raise Refused(429, "busy", f"{what}: try again later", self.wait_s())
 
