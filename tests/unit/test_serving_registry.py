@@ -157,6 +157,9 @@ def test_a_registry_that_goes_away_is_told_and_changes_nothing(shelf):
             answer = await client.post("/v1/embeddings", content=file_of(sound(0.2)))
             source.away, source.number = False, "2"
             await settled(service, "2")
+            async with asyncio.timeout(10):
+                while service.watcher.away:  # told once the look has ended
+                    await asyncio.sleep(0.01)
             return ready, answer, await client.get("/health/ready")
 
     ready, answer, after = asyncio.run(ask())
