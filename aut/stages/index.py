@@ -30,7 +30,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aut
 from aut.config import Params
 from aut.contracts import INDEX_SCHEMA, Clip, Tracker
 from aut.datasets import list_clips, prepare
@@ -60,6 +59,8 @@ CODE = (
     "contracts.py", "units.py",
 )  # fmt: skip
 """What makes rows of Clips and their sounds: blocks of other code are read again, and not decoded."""
+DECODER = ("audio/container.py", "audio/decode.py", "audio/rate.py")
+LISTENER = ("audio/fingerprint.py",)
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,14 @@ def _decoder() -> list[str]:
 
     import soundfile
 
-    code = digest_file(Path(aut.__file__).parent / "audio/decode.py")
-    return [code, soundfile.__libsndfile_version__, version("soxr"), version("numpy")]
+    return [digest_code(*DECODER), soundfile.__libsndfile_version__, version("soxr"), version("numpy")]
 
 
 def _listener() -> list[str | int]:
     """What decides the rest of what a block holds of a sound."""
     from importlib.metadata import version
 
-    return [FORMAT, digest_code("audio/fingerprint.py"), version("scipy")]
+    return [FORMAT, digest_code(*LISTENER), version("scipy")]
 
 
 @contextmanager

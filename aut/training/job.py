@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from aut.training.sizes import Sizes
 
 CODE = (
-    *("audio/decode.py", "audio/mel.py", "datasets/_tokens.py", "encoders/whisper.py"),
+    *(f"audio/{name}.py" for name in ("container", "decode", "mel", "rate")),
+    *("datasets/_tokens.py", "encoders/whisper.py"),
     *("exclude.py", "order.py", "units.py"),
     *("stages/base.py", "stages/finetune.py"),
     *(f"training/{name}.py" for name in ("augment", "checkpoint", "data", "engine", "job", "kept", "loop", "model")),
