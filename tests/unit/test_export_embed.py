@@ -356,10 +356,11 @@ def test_an_alias_is_no_encoder_and_neither_is_an_empty_folder(params, tmp_path,
 
     monkeypatch.delenv(REGISTERED, raising=False)
     entry = {"kind": "registered", "model": "models:/whisper-aut@champion", "revision": None}
-    section = params.base.model_dump() | {"encoders": {"base": entry}}
+    encoders = params.base.model_dump()["encoders"]
+    section = params.base.model_dump() | {"encoders": encoders | {"other": entry}}
     with pytest.raises(ValueError, match="an alias, which moves"):
         Base.model_validate(section)
     entry["model"] = str(tmp_path)
     named = params.model_copy(update={"base": Base.model_validate(section)})
     with pytest.raises(MissingInput, match="holds no encoder"):
-        base(named, Layout(tmp_path / "copy"), Silent(), "base")
+        base(named, Layout(tmp_path / "copy"), Silent(), "other")
