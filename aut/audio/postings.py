@@ -20,8 +20,6 @@ from aut.audio.keys import BITS_OF_KEY, Keys
 
 BUDGET = 32  # postings read for each frame of a query
 MOST = (1 << 16) - 1  # postings of a key: of more, none is rarer than another
-TABLE = 1 << 17  # slots in which diagonals are counted
-PRIME = 131_071  # below it: two diagonals that fall into one slot by chance do not meet again
 CELL = 16  # hops: diagonals closer than this vote together; a copy 2 % off drifts by 3 in five seconds
 LINE = 1 << 32  # places that a posting can name
 
@@ -108,25 +106,22 @@ def starts(count: NDArray[np.int64]) -> NDArray[np.uint32] | NDArray[np.int64]:
 def _most_voted(diagonal: Int, most: int) -> Int:
     """A posting of each of the `most` diagonals that have the most; lone ones, from the rarest key on, fill up.
 
-    Most postings are alone on their diagonal, and only the others are worth a sort.
+    Most postings are alone on their diagonal: their neighbours in order tell, and only the others are counted.
     """
-    cell = diagonal // CELL
-    crowded = _has_company(cell & TABLE - 1)
-    some = np.flatnonzero(crowded)
-    some = some[_has_company(cell[some] % PRIME)]
-    order = some[np.argsort(diagonal[some], kind="stable")]
-    here = np.arange(len(order))
-    votes = np.searchsorted(diagonal[order], diagonal[order] + CELL) - here
-    middle = order[here + votes // 2]  # a stray before many belongs to their cell
-    best = np.lexsort((-votes, cell[middle]))
-    best = best[np.flatnonzero(np.diff(cell[middle[best]], prepend=np.iinfo(np.int64).min))]
+    order = np.argsort(diagonal)
+    near = np.diff(diagonal[order]) < CELL
+    crowded = np.zeros(len(order), bool)
+    crowded[1:] = near
+    crowded[:-1] |= near
+    some = order[crowded]
+    here = np.arange(len(some))
+    votes = np.searchsorted(diagonal[some], diagonal[some] + CELL) - here
+    middle = some[here + votes // 2]  # a stray before many belongs to their cell
+    cell = diagonal[middle] // CELL
+    best = np.lexsort((-votes, cell))
+    best = best[np.flatnonzero(np.diff(cell[best], prepend=np.iinfo(np.int64).min))]
     best = best[votes[best] > 1]
     best = best[np.argsort(-votes[best], kind="stable")[:most]]
-    return np.concatenate([middle[best], np.flatnonzero(~crowded)[: most - len(best)]])
-
-
-def _has_company(slot: Int) -> NDArray[np.bool_]:
-    """Whether another has the same slot or one beside it."""
-    count = np.bincount(slot, minlength=TABLE + 1)  # one more, so that slot -1 is never counted
-    found: NDArray[np.bool_] = count[slot] + count[slot - 1] + count[slot + 1] > 1
-    return found
+    lone = np.ones(len(order), bool)
+    lone[some] = False
+    return np.concatenate([middle[best], np.flatnonzero(lone)[: most - len(best)]])
