@@ -90,19 +90,19 @@ class Index:
 
     def _promising(self, words: Words, found: list[Place], min_match_s: float) -> list[Place]:
         """Those whose words agree where they lie. Trits are counted in all at once: most are there by chance."""
-        lying, own, kept, count = [], [], [], []
-        for place in found:
-            probe, at, frame = place
-            theirs = self.kept(probe)
-            start, stop = _overlap(len(words), len(theirs), frame - at, 1.0)
-            if stop > start:
-                lying.append(place)
-                own.append(words[STEP * start - frame + at :: STEP][: stop - start])
-                kept.append(theirs[start:stop])
-                count.append(stop - start)
-        if not lying:
+        if not found:
             return []
-        own_N, kept_N, first = np.concatenate(own), np.concatenate(kept), np.cumsum([0, *count[:-1]])
+        places = np.array(found)
+        probe, shift = places[:, 0], places[:, 2] - places[:, 1]
+        start = np.maximum(0, -(-shift // STEP))  # as _overlap, of all at once
+        stop = np.minimum(self.first[probe + 1] - self.first[probe], (shift + len(words) - 1) // STEP + 1)
+        lying = np.flatnonzero(stop > start)
+        start, count, shift, at = start[lying], (stop - start)[lying], shift[lying], self.first[probe[lying]]
+        if not len(lying):
+            return []
+        first = np.cumsum(count) - count
+        row_N = np.arange(count.sum()) + np.repeat(start - first, count)
+        own_N, kept_N = words[STEP * row_N - np.repeat(shift, count)], self.words[row_N + np.repeat(at, count)]
         own_trusted, trusted = own_N >> np.uint32(BITS), kept_N >> np.uint32(BITS)
         both = own_trusted & trusted
         apart = (own_N ^ kept_N) & both
@@ -110,7 +110,7 @@ class Index:
             np.add.reduceat(np.bitwise_count(w), first, dtype=np.int64) for w in (both, apart, own_trusted, trusted)
         )
         score = _score(c - 2 * d, np.maximum(e * f, 1), min_match_s)
-        return [place for place, s in zip(lying, score.tolist(), strict=True) if s >= GIVE_UP]
+        return [found[i] for i in lying[score >= GIVE_UP].tolist()]
 
 
 def moves(words: Words) -> NDArray[np.float32]:
