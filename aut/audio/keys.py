@@ -14,6 +14,7 @@ Price a frame kept costs 4 bytes for each of its keys (aut/audio/postings.py)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,32 +40,35 @@ class Keys(NamedTuple):
     """Of one clip; equal lengths."""
 
     key: NDArray[np.uint32]  # below 2 ** BITS_OF_KEY
-    at: NDArray[np.int32]  # its first frame
+    at: NDArray[np.int64]  # its first frame
     doubtful: NDArray[np.uint32]  # its signs that are not trusted, as a mask
 
     def taken(self, which: NDArray[np.int64]) -> Keys:
         return Keys(self.key[which], self.at[which], self.doubtful[which])
 
 
-def keys(words: Words) -> Keys:
-    """Every key that says enough; one that repeats its predecessor is left out, so a steady tone votes once."""
-    low, high = (_of_half(words, half) for half in range(len(HALVES)))
-    return Keys(*(np.concatenate(both) for both in zip(low, high, strict=True)))
+def keys(words: Words, frames: Sequence[int] | NDArray[np.int64] | None = None) -> Keys:
+    """Every key that says enough; one that repeats its predecessor is left out, so a steady tone votes once.
 
-
-def _of_half(words: Words, half: int) -> Keys:
+    Clips may lie end to end, of so many `frames` each: no key reaches from one into the next. Keys come by frame.
+    """
     count = max(len(words) - SPAN, 0)
-    key, trusted = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
-    signs, trusts = words >> np.uint32(HALVES[half]), words >> np.uint32(HALVES[half] + BITS)
-    mask = np.uint32((1 << HALF) - 1)
+    shift, mask = np.array(HALVES, np.uint32)[:, None], np.uint32((1 << HALF) - 1)
+    signs, trusts = words >> shift & mask, words >> shift + np.uint32(BITS) & mask  # [halves, frames]
+    key, trusted = np.zeros((2, len(HALVES), count), np.uint32)
     for f in range(0, SPAN + 1, GAP):
-        key = key << np.uint32(HALF) | signs[f : f + count] & mask
-        trusted = trusted << np.uint32(HALF) | trusts[f : f + count] & mask
+        key = key << np.uint32(HALF) | signs[:, f : f + count]
+        trusted = trusted << np.uint32(HALF) | trusts[:, f : f + count]
     telling: NDArray[np.bool_] = np.bitwise_count(trusted) >= MIN_TRUSTED
-    telling[1:] &= key[1:] != key[:-1]
-    at = np.flatnonzero(telling)
-    doubtful = trusted[at] ^ np.uint32((1 << SIGNS) - 1)
-    return Keys(key[at] | np.uint32(half << SIGNS), at.astype(np.int32), doubtful)
+    new = key[:, 1:] != key[:, :-1]
+    if frames is not None:
+        clip = np.repeat(np.arange(len(frames)), frames)
+        telling &= clip[:count] == clip[SPAN:]
+        new |= np.diff(clip[:count]) != 0
+    telling[:, 1:] &= new
+    at, half = np.nonzero(telling.T)
+    doubtful = trusted[half, at] ^ np.uint32((1 << SIGNS) - 1)
+    return Keys(key[half, at] | half.astype(np.uint32) << np.uint32(SIGNS), at, doubtful)
 
 
 def few(found: Keys, frames: int, a_frame: float) -> Keys:
@@ -73,20 +77,20 @@ def few(found: Keys, frames: int, a_frame: float) -> Keys:
     if kept >= len(found.key):
         return found
     doubts = np.bitwise_count(found.doubtful).astype(np.int64)
-    stretch = found.at.astype(np.int64) // STRETCH << 2 | found.key.astype(np.int64) >> SIGNS
+    stretch = found.at // STRETCH << 2 | found.key.astype(np.int64) >> SIGNS
     order = np.lexsort((found.at, doubts, stretch))
     first = np.flatnonzero(np.diff(stretch[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
     return found.taken(order[np.lexsort((doubts[order], rank))[:kept]])
 
 
-def variants(found: Keys, flips: int = FLIPS) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+def variants(found: Keys, flips: int = FLIPS) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """(key, at): every key, and again with its first `flips` doubtful signs the other way, alone and together."""
-    key, left, base = found.key, found.doubtful, np.arange(len(found.key))
+    left = found.doubtful
+    turned, real = np.zeros((len(left), 1), np.uint32), np.ones((len(left), 1), np.bool_)
     for _ in range(flips):
-        lowest = left & (~left + np.uint32(1))
-        left = left & ~lowest
-        doubted = lowest[base] != 0
-        key = np.concatenate([key, key[doubted] ^ lowest[base[doubted]]])
-        base = np.concatenate([base, base[doubted]])
-    return key, found.at[base]
+        lowest = (left & (~left + np.uint32(1)))[:, None]
+        left = left ^ lowest[:, 0]
+        turned = np.concatenate([turned, turned ^ lowest], axis=1)
+        real = np.concatenate([real, real & (lowest != 0)], axis=1)
+    return (found.key[:, None] ^ turned)[real], np.repeat(found.at, real.sum(axis=1))

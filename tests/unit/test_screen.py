@@ -16,8 +16,10 @@ import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
+from aut.audio import match
 from aut.audio.fingerprint import HOP_S, fingerprint, trits
-from aut.audio.match import FEW, Index
+from aut.audio.keys import Words
+from aut.audio.match import FEW, Index, Match
 from aut.contracts import Silent
 from aut.errors import DataError, GateError, MissingInput
 from aut.files import digest_tree
@@ -83,10 +85,15 @@ def index() -> Index:
     return Index([fingerprint(sound(seed)) for seed in range(40)])
 
 
+def matches(index: Index, words: Words, threshold: float) -> list[Match]:
+    (found,) = index.search([words], threshold, MIN_MATCH_S)
+    return found
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_copy_is_tied_to_its_original_and_to_nothing_else(index: Index, change: str) -> None:
     for seed in range(0, 40, 4):
-        found = index.matches(fingerprint(CHANGES[change](sound(seed))), THRESHOLD, MIN_MATCH_S)
+        found = matches(index, fingerprint(CHANGES[change](sound(seed))), THRESHOLD)
         assert [m.probe for m in found] == [seed]
 
 
@@ -94,7 +101,7 @@ def test_a_copy_is_tied_to_its_original_and_to_nothing_else(index: Index, change
 def test_an_index_of_few_keys_finds_nine_copies_in_ten_and_nothing_else(change: str) -> None:
     index = Index([fingerprint(sound(seed)) for seed in range(40)], FEW)
     found = [
-        [m.probe for m in index.matches(fingerprint(CHANGES[change](sound(seed))), THRESHOLD, MIN_MATCH_S)]
+        [m.probe for m in matches(index, fingerprint(CHANGES[change](sound(seed))), THRESHOLD)]
         for seed in range(0, 40, 4)
     ]
     assert all(probes in ([seed], []) for probes, seed in zip(found, range(0, 40, 4), strict=True))
@@ -102,11 +109,11 @@ def test_an_index_of_few_keys_finds_nine_copies_in_ten_and_nothing_else(change: 
 
 
 def test_distinct_sounds_do_not_match(index: Index) -> None:
-    assert not any(index.matches(fingerprint(sound(seed)), THRESHOLD, MIN_MATCH_S) for seed in range(100, 160))
+    assert not any(matches(index, fingerprint(sound(seed)), THRESHOLD) for seed in range(100, 160))
 
 
 def test_the_offset_says_where_the_copy_starts(index: Index) -> None:
-    found = index.matches(fingerprint(sound(7)[24_000:64_000]), THRESHOLD, MIN_MATCH_S)
+    found = matches(index, fingerprint(sound(7)[24_000:64_000]), THRESHOLD)
     assert found[0].offset_s == pytest.approx(1.5, abs=HOP_S)
 
 
@@ -114,8 +121,24 @@ def test_the_offset_says_where_the_copy_starts(index: Index) -> None:
 def test_a_long_clip_is_tied_to_every_clip_that_it_holds(count: int, seconds: float) -> None:
     clips = [sound(seed, seconds) for seed in range(count)]
     index = Index([fingerprint(x) for x in clips + [sound(seed, seconds) for seed in range(200, 240)]])
-    found = index.matches(fingerprint(np.concatenate(clips)), THRESHOLD, MIN_MATCH_S)
+    found = matches(index, fingerprint(np.concatenate(clips)), THRESHOLD)
     assert {m.probe for m in found} == set(range(count))
+
+
+@pytest.mark.parametrize(("frames", "words"), [(match.FRAMES, match.WORDS), (1, 1), (200, 300)])
+def test_clips_looked_up_together_find_what_each_finds_alone(
+    index: Index, frames: int, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [fingerprint(CHANGES[change](sound(seed))) for seed in range(0, 40, 8) for change in CHANGES]
+    alone += [np.zeros(0, np.uint32), np.zeros(200, np.uint32), alone[0][:5], np.concatenate(alone[:40])]
+    alone += [fingerprint(sound(seed)) for seed in range(100, 110)]
+    expected = [matches(index, clip, THRESHOLD) for clip in alone]
+    assert sum(map(bool, expected)) == 51
+    monkeypatch.setattr(match, "FRAMES", frames)
+    monkeypatch.setattr(match, "WORDS", words)
+    assert index.search(alone, THRESHOLD, MIN_MATCH_S) == expected
+    assert index.search([], THRESHOLD, MIN_MATCH_S) == []
+    assert Index([]).search(alone[:3], 0.0, MIN_MATCH_S) == [[], [], []]
 
 
 def test_digital_silence_and_padding_match_nothing() -> None:
@@ -123,15 +146,15 @@ def test_digital_silence_and_padding_match_nothing() -> None:
     assert not fingerprint(silence).any()
     barks = [np.concatenate([sound(seed, 1.0), silence[RATE_HZ:]]) for seed in range(20)]
     index = Index([fingerprint(x) for x in [silence, *barks]])
-    assert index.matches(fingerprint(silence), 0.0, MIN_MATCH_S) == []
-    found = [{m.probe for m in index.matches(fingerprint(x), THRESHOLD, MIN_MATCH_S)} for x in barks]
+    assert matches(index, fingerprint(silence), 0.0) == []
+    found = [{m.probe for m in matches(index, fingerprint(x), THRESHOLD)} for x in barks]
     assert found == [{n + 1} for n in range(20)]
 
 
 def test_stationary_noise_matches_only_itself() -> None:
     rain = [np.random.default_rng(n).standard_normal(5 * RATE_HZ).astype(np.float32) * 0.1 for n in range(20)]
     index = Index([fingerprint(x) for x in rain])
-    found = [{m.probe for m in index.matches(fingerprint(x), THRESHOLD, MIN_MATCH_S)} for x in rain]
+    found = [{m.probe for m in matches(index, fingerprint(x), THRESHOLD)} for x in rain]
     assert found == [{n} for n in range(20)]
 
 
@@ -141,7 +164,7 @@ def test_short_clips_give_no_or_one_word(length: int) -> None:
     assert words.dtype == np.uint32
     assert len(words) == (length >= 4096 + 3 * 512)
     assert trits(words).shape == (len(words), 16)
-    assert Index([words]).matches(words, 0.0, MIN_MATCH_S) == []
+    assert matches(Index([words]), words, 0.0) == []
 
 
 def test_trits_carry_sign_only_where_trusted() -> None:
