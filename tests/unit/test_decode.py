@@ -47,6 +47,18 @@ def test_channels_are_averaged_and_192_khz_is_read():
     assert np.abs(audio.pcm_T).max() == pytest.approx(0.25, abs=0.01)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 6])
+def test_channels_are_mixed_as_numpy_means_them(channels):
+    x_TC = np.random.default_rng(channels).uniform(-0.9, 0.9, (8000, channels)).astype(np.float32)
+    assert np.array_equal(decode(coded(x_TC, subtype="FLOAT")).pcm_T, x_TC.mean(axis=1))
+
+
+def test_channels_that_are_infinite_one_way_and_the_other_are_told():
+    x_TC = np.zeros((8000, 2), np.float32)
+    x_TC[100] = np.inf, -np.inf
+    assert reason(coded(x_TC, subtype="FLOAT")) == "not_finite"
+
+
 def test_sixteen_bit_at_16_khz_is_untouched():
     x_T = np.arange(-32768, 32768, 7, dtype=np.int16)
     pcm_T = decode(coded(x_T, subtype="PCM_16")).pcm_T
