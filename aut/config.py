@@ -219,7 +219,7 @@ class Training(Frozen):
     spec_augment: bool
     gain_jitter_db: NonNegativeFloat
     label_smoothing: Below1  # 1 would leave nothing of the targets
-    checkpoint_every: PositiveInt  # steps
+    checkpoint_every: PositiveInt  # steps that a kill costs at most; written twice as often
     keep_checkpoints: PositiveInt
     eval_every: PositiveInt
     eval_clips: NonNegativeInt  # held out of the mixture, over all domains

@@ -3,9 +3,10 @@
 In    a small Whisper on generated noise, one process; kills at moments drawn uniformly from the time that the work
       takes, each followed by a new start
 Out   kills (2 quick, 20 full), kills_writing (of which a checkpoint was left half written), lost_steps (logged rows
-      missing from or differing in the final record), recomputed_steps (done again after a kill), identical (1: rows,
-      evaluations, ids and weights bit for bit), restore_s (process start to the first step after a resume); without
-      --quick plan_s and restore_19m_s, at position 19M (benchmarks/_far.py)
+      missing from or differing in the final record), recomputed_steps (done again after all kills), most_recomputed
+      (after one; `checkpoint_every` at most), identical (1: rows, evaluations, ids and weights bit for bit), restore_s
+      (process start to the first step after a resume); without --quick plan_s and restore_19m_s, at position 19M
+      (benchmarks/_far.py)
 Why   "nothing lost" is a claim about the record that remains, not about the process that died
 Run   python -m benchmarks.resume [--quick]
 """
@@ -56,12 +57,13 @@ def killed(root: Path, steps: int, kills: int, whole_s: float) -> dict[str, floa
     Whatever is under way then is cut: a checkpoint read or half written, a step, an evaluation.
     """
     moments_s = np.sort(np.random.default_rng(0).uniform(0.0, whole_s, kills))
-    writing, restores = 0, []
+    writing, most, restores = 0, 0, []
     for kill, wait_s in enumerate([*np.diff(moments_s, prepend=0.0), None]):
         before, started_s = done(root), time.time()
         code = one_start(root, steps, wait_s)
         new = done(root)[len(before) :]
         restores += [at_s - started_s for _, at_s in new[:1] if before]
+        most = max([most, *(before[-1][0] - step + 1 for step, _ in new[:1] if before)])
         if wait_s is None and code:
             raise SystemExit("the last start failed")
         if wait_s is not None:
@@ -70,7 +72,7 @@ def killed(root: Path, steps: int, kills: int, whole_s: float) -> dict[str, floa
             say(f"kill {kill + 1} of {kills} after {len(new)} steps{', a checkpoint half written' * cut}")
     numbers = [step for step, _ in done(root)]
     recomputed = len(numbers) - len(set(numbers))
-    figures = {"kills": kills, "kills_writing": writing, "recomputed_steps": recomputed}
+    figures = {"kills": kills, "kills_writing": writing, "recomputed_steps": recomputed, "most_recomputed": most}
     return figures | {"restore_s": float(np.median(restores))}
 
 

@@ -4,8 +4,9 @@ In    an Engine, a Loader, a Plan, rows held out for evaluation, a folder for wo
 Out   the trained weights in the Engine, a State with every metrics row; checkpoints on the way
 Why   a step is a function of (weights, optimiser, step): positions and learning rate are computed, the random state
       is seeded by (seed, step). So a resumed run equals one never stopped, bit for bit on a CPU, and a kill costs
-      the steps since the last checkpoint. Price: a checkpoint every `checkpoint_every` steps, for which the training
-      stands still as long as its tensors are gathered and copied (writer.py).
+      at most `checkpoint_every` steps, whenever it comes: checkpoints are made twice in so many, and each waits for the
+      one before to stand. Price: the training stands still as long as tensors are gathered and copied (writer.py),
+      and where a checkpoint takes longer to write than half an interval to train, for the rest of the writing.
 
 A loss or gradient that is not finite skips the update and is counted; three in a row stop the run and name the rows.
 """
@@ -84,7 +85,7 @@ def train(run: Run) -> State:
             _log(run, state, clock)
             if state.step % run.training.eval_every == 0 or state.step == run.plan.steps:
                 _evaluate(run, state, *held_out())
-            due = state.step % run.training.checkpoint_every == 0 or state.step == run.plan.steps
+            due = _due(state.step, run.training.checkpoint_every) or state.step == run.plan.steps
             if due:
                 _save(run, state, writer)
             if run.engine.total(torch.tensor(float(stop.is_set()))) > 0:  # asked here: it may have come in `_save`
@@ -259,11 +260,21 @@ def _writer(run: Run) -> Writer:
     return Writer(run.work, run.training.keep_checkpoints, run.uploads)
 
 
+def _due(step: int, every: int) -> bool:
+    """Twice in `every` steps, at its multiples and halfway (rounded down) between them.
+
+    Two neighbouring gaps are `every` steps, and when the later one begins, the checkpoint before both stands: `_save`
+    waits for it. With 1 there is no halfway, so that `_save` waits for its own, too.
+    """
+    return step % every in (0, every // 2)
+
+
 def _save(run: Run, state: State, writer: Writer) -> None:
     """Every process takes part: under ZeRO each holds a part of the tensors. The first one writes."""
     start = time.monotonic()
-    writer.wait()  # one copy at a time
-    apart = writer.has_room(run.engine.snapshot_b) if run.engine.rank == 0 else True
+    writer.wait()  # one copy at a time, and no step that a kill would cost beyond the interval
+    alongside = run.training.checkpoint_every > 1
+    apart = alongside and (run.engine.rank > 0 or writer.has_room(run.engine.snapshot_b))
     files = run.engine.snapshot(apart)
     if run.engine.rank == 0:
         writer.write(files, state)

@@ -5,7 +5,7 @@ Out   the same steps as the plain engine; checkpoints hold whole tensors by name
 Why   whole tensors load on any number of processes, which DeepSpeed's own sharded files do not. Weights stay in
       float32 and bf16 is autocast, as in the plain engine, so that nothing is lost between shard and checkpoint, nor in
       the sum of gradients over micro-batches and processes, which DeepSpeed by itself takes in bf16.
-      Price: process 0 alone gathers and writes; for 1.5 B parameters 19 GB, once every `checkpoint_every` steps.
+      Price: process 0 alone gathers and writes; for 1.5 B parameters 19 GB, twice in `checkpoint_every` steps.
       Processes send gradients (under ZeRO-3 weights too) in four bytes, not two.
 Run   `torchrun --nproc-per-node=2 ...`, or `aut finetune`, which starts its processes itself
 """

@@ -6,7 +6,7 @@ Why   a large model's checkpoint is 18.5 GB: ten seconds of a fast disk and twen
       would wait. So tensors are copied to host memory and a thread writes, digests and renames them; the next
       checkpoint, the end and a stop wait for it. Where the copy has no room the training waits, said once.
       Price: the copy, in the memory of the process that writes; a kill while it writes costs the steps since the
-      checkpoint before, which is the interval and what was done meanwhile.
+      checkpoint before. So the loop makes one every half of `checkpoint_every`, which is then the most that is lost.
 """
 
 from __future__ import annotations

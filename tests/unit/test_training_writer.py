@@ -30,6 +30,17 @@ class Heard(Silent):
         self.rows.append((step, dict(values)))
 
 
+class Stop(Silent):
+    """SIGTERM at the report of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def metrics(self, values, step=None):
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run(case, work, steps=6, **changes):
     track, whisper = Heard(), whisper_of(case)
     state = execute(job_of(case, steps, **changes), whisper, case, {"noise": case}, work, track)
@@ -66,6 +77,44 @@ def test_steps_are_done_while_it_is_written_and_it_holds_none_of_them(case, tmp_
     assert curve(state) == curve(whole[0])
     for ours, theirs in zip(whisper.parameters(), whole[1].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("room", [True, False])
+def test_a_kill_costs_at_most_the_interval_however_long_a_checkpoint_takes(case, tmp_path, monkeypatch, every, room):
+    """Each is held back until the training waits for it: no step can be done later that it does not hold. So it is
+    from a checkpoint off the grid, too, which a stop leaves, or another interval."""
+    cost, waits = [], threading.Event()
+    write, step, wait = checkpoint.write, loop._step, writer.Writer.wait
+
+    def held(work, files, state, keep):
+        assert waits.wait(60), "nobody waits for the checkpoint"
+        return write(work, files, state, keep)
+
+    def waited(self):
+        waits.set()
+        wait(self)
+        waits.clear()
+
+    def stepped(run, state, batch):
+        flops = step(run, state, batch)
+        stand = [int(p.name.removeprefix("step-")) for p in checkpoint.checkpoints(run.work)]
+        cost.append(state.step - max(stand, default=0))
+        return flops
+
+    monkeypatch.setattr(checkpoint, "write", held)
+    monkeypatch.setattr(writer.Writer, "wait", waited)
+    monkeypatch.setattr(loop, "_step", stepped)
+    if not room:
+        monkeypatch.setattr(writer, "free_memory_b", lambda: 1000)
+    with pytest.raises(SystemExit):
+        execute(job_of(case, 21, checkpoint_every=every), whisper_of(case), case, {"noise": case}, tmp_path, Stop(9))
+    most = max(cost)
+    cost.clear()
+    run(case, tmp_path, 21, checkpoint_every=every)
+    assert len(cost) == 12
+    assert max(most, *cost) <= every
+    assert most == every or not room  # the steps that the interval allows are done meanwhile
 
 
 def test_what_is_written_is_digested_on_its_way(tmp_path, monkeypatch):

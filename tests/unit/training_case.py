@@ -38,7 +38,7 @@ def write_case(folder: Path) -> Path:
 def settings(**changes):
     values = {
         "precision": "fp32", "length": "native", "max_s": 30.0, "language": "en", "spec_augment": False,
-        "gain_jitter_db": 0.0, "label_smoothing": 0.0, "checkpoint_every": 2, "keep_checkpoints": 2, "eval_every": 3,
+        "gain_jitter_db": 0.0, "label_smoothing": 0.0, "checkpoint_every": 4, "keep_checkpoints": 2, "eval_every": 3,
         "eval_clips": 4, "activation_checkpointing": False, "compile": False,
         "deepspeed_stage": 0,
     }  # fmt: skip
