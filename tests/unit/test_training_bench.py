@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import aut  # noqa: F401 - before the benchmark, which makes bare packages where it is not there
 from benchmarks import train
 from benchmarks.train import Pace, case_of, fastest, keep, make_clips, theirs
 
