@@ -174,12 +174,12 @@ def _read(sound: Any, frames: int) -> tuple[NDArray[np.float32], int]:
     """(16 kHz mono, frames that were there)."""
     rate = sound.samplerate
     if frames * sound.channels <= ONE_GO:
-        mono_T = _mono(sound.read(frames, dtype="float32", always_2d=True))
+        mono_T = _mono(_floats(sound, frames))
         return resampled(mono_T, rate, RATE_HZ), len(mono_T)
     stream = soxr.ResampleStream(rate, RATE_HZ, 1, dtype="float32", quality="HQ")
     out, read, block = [], 0, max(1, ONE_GO // 4 // sound.channels)
     while read < frames:
-        mono_T = _mono(sound.read(min(block, frames - read), dtype="float32", always_2d=True))
+        mono_T = _mono(_floats(sound, min(block, frames - read)))
         read += len(mono_T)
         out.append(within(stream.resample_chunk(mono_T, last=not len(mono_T) or read >= frames)))
         if not len(mono_T):
@@ -187,8 +187,19 @@ def _read(sound: Any, frames: int) -> tuple[NDArray[np.float32], int]:
     return np.concatenate(out), read
 
 
+def _floats(sound: Any, frames: int) -> NDArray[np.float32]:
+    """x_TC in [-1, 1]. 16-bit samples are scaled here: libsndfile makes the same floats in three times the time."""
+    if sound.subtype != "PCM_16":
+        x_TC: NDArray[np.float32] = sound.read(frames, dtype="float32", always_2d=True)
+        return x_TC
+    return np.multiply(sound.read(frames, dtype="int16", always_2d=True), np.float32(1 / 32_768))
+
+
 def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:
-    mono_T = x_TC[:, 0] if x_TC.shape[1] == 1 else x_TC.mean(axis=1, dtype=np.float32)
+    if x_TC.shape[1] == 2:  # as mean does it, twenty times as fast
+        mono_T = (x_TC[:, 0] + x_TC[:, 1]) / np.float32(2)
+    else:
+        mono_T = x_TC[:, 0] if x_TC.shape[1] == 1 else x_TC.mean(axis=1, dtype=np.float32)
     peak = max(float(mono_T.max(initial=0.0)), -float(mono_T.min(initial=0.0)))  # of NaN too: nothing is copied
     if not np.isfinite(peak):
         raise Unreadable("not_finite", "NaN or infinite samples")
