@@ -192,7 +192,8 @@ def _floats(sound: Any, frames: int) -> NDArray[np.float32]:
     if sound.subtype != "PCM_16":
         x_TC: NDArray[np.float32] = sound.read(frames, dtype="float32", always_2d=True)
         return x_TC
-    return np.multiply(sound.read(frames, dtype="int16", always_2d=True), np.float32(1 / 32_768))
+    scaled: NDArray[np.float32] = sound.read(frames, dtype="int16", always_2d=True) * np.float32(1 / 32_768)
+    return scaled
 
 
 def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:
