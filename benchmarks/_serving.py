@@ -52,15 +52,22 @@ class Process:
         self.args, self.port, self.log, self.env = list(args), port, log, env or {}
         self.url = f"http://127.0.0.1:{port}"
         self.ready_s = 0.0
+        self.started: float | None = None
+
+    def start(self) -> None:
+        """Without waiting; entered, it is waited for."""
+        self.started = time.perf_counter()
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.args, stdout=log, stderr=log, env={**os.environ, **self.env})
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def __enter__(self) -> Process:
-        started = time.perf_counter()
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(self.args, stdout=log, stderr=log, env={**os.environ, **self.env})
+        if self.started is None:
+            self.start()
+        started = self.started or 0.0
         while not self._answers():
             if self.process.poll() is not None or time.perf_counter() - started > 90:
                 self.process.kill()

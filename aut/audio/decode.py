@@ -174,17 +174,26 @@ def _read(sound: Any, frames: int) -> tuple[NDArray[np.float32], int]:
     """(16 kHz mono, frames that were there)."""
     rate = sound.samplerate
     if frames * sound.channels <= ONE_GO:
-        mono_T = _mono(sound.read(frames, dtype="float32", always_2d=True))
+        mono_T = _mono(_floats(sound, frames))
         return resampled(mono_T, rate, RATE_HZ), len(mono_T)
     stream = soxr.ResampleStream(rate, RATE_HZ, 1, dtype="float32", quality="HQ")
     out, read, block = [], 0, max(1, ONE_GO // 4 // sound.channels)
     while read < frames:
-        mono_T = _mono(sound.read(min(block, frames - read), dtype="float32", always_2d=True))
+        mono_T = _mono(_floats(sound, min(block, frames - read)))
         read += len(mono_T)
         out.append(within(stream.resample_chunk(mono_T, last=not len(mono_T) or read >= frames)))
         if not len(mono_T):
             break
     return np.concatenate(out), read
+
+
+def _floats(sound: Any, frames: int) -> NDArray[np.float32]:
+    """x_TC in [-1, 1]. 16-bit samples are scaled here: libsndfile makes the same floats in three times the time."""
+    if sound.subtype != "PCM_16":
+        x_TC: NDArray[np.float32] = sound.read(frames, dtype="float32", always_2d=True)
+        return x_TC
+    scaled: NDArray[np.float32] = sound.read(frames, dtype="int16", always_2d=True) * np.float32(1 / 32_768)
+    return scaled
 
 
 def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:

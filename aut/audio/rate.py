@@ -21,5 +21,7 @@ def resampled(pcm_T: NDArray[np.float32], rate_hz: int, to_hz: int) -> NDArray[n
 
 
 def within(pcm_T: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Clipped to full scale; a copy."""
+    """Clipped to full scale; the same array where nothing was beyond it, as nearly always."""
+    if max(float(pcm_T.max(initial=0.0)), -float(pcm_T.min(initial=0.0))) <= 1.0:  # not of NaN
+        return pcm_T.astype(np.float32, copy=False)
     return np.clip(pcm_T, -1.0, 1.0).astype(np.float32, copy=False)

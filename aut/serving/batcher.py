@@ -138,24 +138,28 @@ class Batcher:
     def take(self, now: float, idle: int = 1) -> list[Job]:
         """The next batch: the oldest live job, and those of its kind, within the limits. Dead jobs fall out.
 
-        Where clips are packed, `idle` workers share what waits: two passes of one clip end before one of two.
+        Where clips are packed, `idle` workers share what waits: two passes of one clip end before one of two; and a
+        pass takes no longer than its first clip has waited, or than a request alone: the first of a flood are not late.
         """
         first: Job | None = None
         share = min(self.limits.batch_clips, math.ceil(len(self.waiting) / idle))
         batch: list[Job] = []
         kept: deque[Job] = deque()
-        longest = total = 0.0
+        longest = total = most_s = 0.0
         if self.slots.pressed:
             self._shed(now)
         for job in self.waiting:
             if job.future.done() or job.deadline <= now:
                 self._drop(job, Refused(504, "deadline", "the deadline passed while the clip waited", 1.0))
                 continue
-            first = first or job
+            if first is None:
+                first, most_s = job, self.limits.batch_s
+                if job.key[2] is None:
+                    most_s = min(most_s, self._fair_s(now - job.turn.came))
             fits = len(batch) < (share if job.key[2] is None else self.limits.batch_clips)
             padded_s = max(longest, job.seconds) * (len(batch) + 1)
             cost_s = total + job.seconds if job.key[2] is None else padded_s
-            fits = fits and cost_s <= self.limits.batch_s
+            fits = fits and cost_s <= most_s
             if job is first or (job.key == first.key and fits):
                 batch.append(job)
                 job.turn.begun = True
@@ -168,6 +172,11 @@ class Batcher:
             self.waiting_s = 0.0  # sums of floats drift
         return batch
 
+    def _fair_s(self, waited_s: float) -> float:
+        """Seconds of audio that are computed in the time waited, or that a request alone takes."""
+        pace = self.slots.pace * self.limits.workers
+        return max(waited_s, self.slots.alone_s) / pace if pace else math.inf
+
     def shed(self) -> None:
         """Under overload: tells requests that have not begun, and have waited as long as one alone takes."""
         self._shed(asyncio.get_running_loop().time())
@@ -178,6 +187,7 @@ class Batcher:
         for job in late:
             self._drop(job, Refused(429, "busy", "more comes than can be computed: try again", self.slots.wait_s()))
         if late:
+            self.slots.dropped(len(late))
             self.waiting = deque(job for job in self.waiting if job not in late)
 
     def _drop(self, job: Job, refused: Refused) -> None:

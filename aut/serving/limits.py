@@ -90,7 +90,7 @@ class Slots:
         self._came = 0
         self._alone: deque[float] = deque(maxlen=200)  # seconds of requests that met nobody
         self.alone_s = UNMEASURED_S  # within which nearly every request that meets nobody is answered
-        self._pressure = Pressure(CROWD)
+        self._pressure = Pressure(CROWD, max(2 * CROWD, limits.queue))
         self.relief: Callable[[], None] = lambda: None  # called at each refusal under overload
 
     def wait_s(self) -> float:
@@ -99,7 +99,9 @@ class Slots:
     @property
     def pressed(self) -> bool:
         """Whether waiting is kept short: always, or because more comes than can be computed."""
-        return self.limits.budget_s == 0 or (self.limits.budget_s is None and self._pressure.on(self._crowd_s()))
+        if self.limits.budget_s is not None:
+            return self.limits.budget_s == 0
+        return self._pressure.on(self._crowd_s(), self.clips)
 
     @property
     def budget_s(self) -> float:
@@ -122,6 +124,10 @@ class Slots:
                 self.relief()
             what = f"{self.clips} clips are being worked on, about {self.wait_s():.1f} s"
             raise Refused(429, "busy", f"{what}: try again later", self.wait_s())
+
+    def dropped(self, clips: int) -> None:
+        """Refused while they waited: they come again like those that were never let in."""
+        self._pressure.refused(clips)
 
     def _crowd_s(self) -> float:
         return CROWD * self._usual_s * self.pace

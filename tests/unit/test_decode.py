@@ -66,6 +66,15 @@ def test_sixteen_bit_at_16_khz_is_untouched():
     assert content_hash(pcm_T) == content_hash(decode(coded(x_T, format="FLAC")).pcm_T)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF"])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_sixteen_bit_samples_are_libsndfile_s_own_floats_and_their_mean(kind, channels):
+    x_TC = np.random.default_rng(0).integers(-32768, 32768, (5000, channels), dtype=np.int16)
+    data = coded(x_TC, format=kind, subtype="PCM_16")
+    floats, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    assert np.array_equal(decode(data).pcm_T, floats.mean(axis=1, dtype=np.float32))
+
+
 def test_blocks_equal_one_go(monkeypatch):
     data = coded(tone(4.0, 44_100), 44_100, subtype="FLOAT")
     whole = decode(data).pcm_T

@@ -476,6 +476,35 @@ def test_under_overload_those_who_waited_long_are_told_and_those_begun_are_finis
     assert refused.status == 429
 
 
+def test_a_flood_larger_than_any_crowd_is_told_at_once_and_those_dropped_count_as_refused():
+    limits = Limits(queue=128)
+    slots = Slots(limits)
+    slots.computed(5.0, 0.01)
+    with ExitStack() as stack:
+        for _ in range(128):
+            stack.enter_context(slots.hold(1))
+        assert not slots.pressed
+        with pytest.raises(Refused):
+            slots.check()
+        assert slots.pressed
+        slots.dropped(100)
+    assert slots.pressed
+
+
+@pytest.mark.parametrize(("waited_s", "clips"), [(0.0, 2), (0.5, 5), (9.0, 6)])
+def test_a_pass_takes_no_longer_than_its_first_clip_has_waited_or_a_request_alone(waited_s, clips):
+    async def ask():
+        limits = Limits(workers=2)
+        batcher = Batcher(limits, slots := Slots(limits))
+        slots.pace, slots.alone_s = 0.01, 0.2  # a pass of 5 s: 0.1 s
+        jobs(asyncio.get_running_loop(), batcher, [5.0] * 20, packed=True)
+        for job in batcher.waiting:
+            job.turn = Turn(100.0)
+        return len(batcher.take(100.0 + waited_s))
+
+    assert asyncio.run(ask()) == clips
+
+
 def test_what_never_fits_is_413_and_what_fits_only_now_and_then_is_not(version):
     text = base64.b64encode(file_of(sound(0.2), subtype="PCM_16")).decode()
     bodies = [json.dumps({"input": [text] * n}).encode() for n in (5, 4)]
