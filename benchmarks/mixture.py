@@ -2,7 +2,8 @@
 
 In    a synthetic index (benchmarks/_pool.py), made first and not timed
 Out   rows_per_s, peak_rss_gb and cpu_s (all threads) of the stage's own process; ratio_hf, ratio_lhotse where the
-      peers are installed
+      peers are installed; times_bare: its seconds over those of polars filtering the same index by a hash of the ids
+      into three files, without plan, blocklist, parts, digest and counts: what of a machine's pace is its own
 Why   peers mix one row at a time in Python; the stage works on columns. Peers write a smaller number of rows of the
       same columns in the same run, and are compared by rows a second: both are linear in rows.
 Run   python -m benchmarks.mixture [--quick] [--keep] [--folder FOLDER]; peers: see benchmarks/peers/README.md
@@ -65,9 +66,25 @@ def stage(root: Path, shrink: int) -> dict[str, float]:
     return {"took_s": took, "cpu_s": cpu, "peak_rss_gb": peak}
 
 
-def apart(root: Path, shrink: int) -> dict[str, float]:
-    """`stage` in a fresh interpreter, so that peak memory is the stage's alone."""
-    code = f"import json; from benchmarks.mixture import *; print(json.dumps(stage(Path({str(root)!r}), {shrink})))"
+def bare(root: Path, shrink: int) -> dict[str, float]:
+    """As many rows by polars alone, written to a file a domain: seconds."""
+    import polars as pl
+
+    start = time.perf_counter()
+    for domain, sources in FULL.items():
+        taken = (0.8 if domain == "speech" else 0.1) * ROWS / sum(sources.values())
+        rows = pl.scan_parquet(root / f"data/index/{domain}/*/part-*.parquet")
+        rows = rows.filter(pl.col("id").hash(0) < int(taken * 2**64))
+        rows.sink_parquet(root / f"bare-{domain}.parquet", compression="snappy")
+    took = time.perf_counter() - start
+    for path in root.glob("bare-*.parquet"):
+        path.unlink()
+    return {"took_s": took}
+
+
+def apart(what: str, root: Path, shrink: int) -> dict[str, float]:
+    """`stage` or `bare` in a fresh interpreter, so that peak memory is its own."""
+    code = f"import json; from benchmarks.mixture import *; print(json.dumps({what}(Path({str(root)!r}), {shrink})))"
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, cwd=HERE.parent)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
@@ -90,11 +107,12 @@ def main() -> None:
         if not (root / "data/screen/blocklist.parquet").exists():
             build(root, shrink)
         say(f"index made in {time.perf_counter() - start:.0f} s")
-        own = apart(root, shrink)
-        say(f"mixture: {own['took_s']:.1f} s")
+        own = apart("stage", root, shrink)
+        bare_s = apart("bare", root, shrink)["took_s"]
+        say(f"mixture: {own['took_s']:.1f} s, bare polars {bare_s:.1f} s")
         other = peers(root, PEER_ROWS[args.quick])
     rate = ROWS // shrink / own["took_s"]
-    figures = {"rows_per_s": rate} | own
+    figures = {"rows_per_s": rate} | own | {"times_bare": own["took_s"] / bare_s}
     figures |= {f"ratio_{name}": rate / theirs for name, theirs in other.items()}
     facts = {
         "rows": {"pool": sum(sum(n.values()) for n in FULL.values()), "selected": ROWS, "blocked": BLOCKED},
