@@ -25,9 +25,10 @@ class EncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Raises aut.audio.decode.Unreadable for a clip that is no audio."""
         from aut.audio.decode import decode
+        from aut.units import RATE_HZ
 
         clips = [decode(_audio_bytes(value)) for value in model_input["audio"]]
-        vectors_BD = self.encoder.embed([c.pcm_T for c in clips], rate_hz=self.encoder.rate_hz)
+        vectors_BD = self.encoder.embed([c.pcm_T for c in clips], rate_hz=RATE_HZ)
         return pd.DataFrame({"embedding": vectors_BD.astype(float).tolist()})
 
 
