@@ -196,6 +196,17 @@ def test_a_file_is_heard_wherever_it_is_dropped(page, address, clip, selector):
     assert page.run("location.pathname") == "/"
 
 
+def test_of_several_files_the_first_is_heard_and_the_page_says_so(page, address, clip, tmp_path):
+    other = tmp_path / "other.wav"
+    other.write_bytes(clip.read_bytes())
+    opened(page, address)
+    until_shown(page)
+    page.drop("#drop", clip, other)
+    until_done(page)
+    assert text(page, "#status").startswith("Done: clip.wav")
+    assert text(page, "#status").endswith("Of 2 files the first was heard.")
+
+
 def test_a_server_that_is_gone_is_told(page, shelf, clip):
     with served(Service(shelf, poll_s=0.1)) as address:
         opened(page, address, HURRY)

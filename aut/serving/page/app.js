@@ -63,7 +63,8 @@ function told(file, { reason, message }) {
 
 const AWAITED = ["key", "starting", "no_version", "registry_away", "refused"]; // the server's words for what may come yet
 
-async function listen(file) {
+/** `others` were given with it, and are not heard. */
+async function listen(file, others = 0) {
   const turn = ++latest;
   waiting = null;
   fail("");
@@ -78,7 +79,8 @@ async function listen(file) {
     if (turn !== latest) return;
     reveal(true);
     show(file, features, classes);
-    status(`Done: ${file.name}, ${features.seconds} s, answered by ${classes.model}.`);
+    const first = others ? ` Of ${others + 1} files the first was heard.` : "";
+    status(`Done: ${file.name}, ${features.seconds} s, answered by ${classes.model}.${first}`);
     if (shown !== identity(answer.headers.get("X-Model-Version"), answer.headers.get("X-Model-Weights"))) introduce();
   } catch (error) {
     if (turn !== latest) return;
@@ -353,7 +355,7 @@ document.addEventListener("drop", (event) => {
   if (!files(event)) return;
   event.preventDefault();
   over(false);
-  listen(event.dataTransfer.files[0]);
+  listen(event.dataTransfer.files[0], event.dataTransfer.files.length - 1);
 });
 byId("file").addEventListener("change", (event) => {
   if (event.target.files.length) listen(event.target.files[0]);
