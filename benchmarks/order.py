@@ -93,7 +93,8 @@ def main() -> None:
         if not (root / "data/screen/blocklist.parquet").exists():
             build(root, shrink)
         if not (root / "data/mixture/mixture.json").exists():
-            say(f"mixture made: {apart(root, shrink)}")
+            made = apart("stage", root, shrink)
+            say(f"mixture made: {made}")
         figures = measure(root / "data/mixture", args.quick)
         say("lhotse")
         theirs = peer("order_lhotse.py", root, PEER_ROWS[args.quick])
