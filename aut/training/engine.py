@@ -321,6 +321,11 @@ class Parallel(Engine):
 
     def close(self) -> None:
         self._recall.close()
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            # Its reducer goes before the group: as the last that holds it, it would wait for the group's threads while
+            # the interpreter is locked, and the one that ends a collective may want that lock (seen with gloo).
+            self.model = self.captioner
+            self._accelerator.free_memory()
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

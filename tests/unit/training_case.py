@@ -102,6 +102,7 @@ def main(case: str, work: str, stop: str, *stages: str) -> None:
             if full := os.environ.get("AUT_TEST_FULL"):
                 fill(*full.split(":"))
             lose()
+            watch_group()
             train(Path(case), Path(work) / f"stage-{stage}", int(stop), **changes_of(stage))
             sys.exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -166,6 +167,26 @@ def lose() -> None:
         return counts_2G + float("inf") if seed // engine.world == LOST else counts_2G
 
     Engine.accumulate = lost
+
+
+def watch_group() -> None:
+    """The group ends when no reducer holds it any more: one that outlives it can wait for its threads for ever."""
+    import weakref
+
+    import torch
+
+    wrapped, made, before = torch.nn.parallel.DistributedDataParallel, list[weakref.ref](), {}
+    before["init"], before["destroy"] = wrapped.__init__, torch.distributed.destroy_process_group
+
+    def init(self, *args, **named):
+        made.append(weakref.ref(self))
+        before["init"](self, *args, **named)
+
+    def destroy(*args):
+        assert not any(model() for model in made), "a reducer outlives its group"
+        before["destroy"](*args)
+
+    wrapped.__init__, torch.distributed.destroy_process_group = init, destroy
 
 
 def changes_of(stage: str) -> dict:
