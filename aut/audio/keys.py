@@ -37,7 +37,7 @@ STRETCH = 8  # frames, which are served alike before one gets more
 
 
 class Keys(NamedTuple):
-    """Of one clip; equal lengths."""
+    """Of one clip, or of several that lie end to end; equal lengths."""
 
     key: NDArray[np.uint32]  # below 2 ** BITS_OF_KEY
     at: NDArray[np.int64]  # its first frame

@@ -6,7 +6,7 @@ Why   equal keys (aut/audio/keys.py) vote for a place (aut/audio/postings.py), a
       trit at three playing speeds. The mean of each band's trits is taken away first: two different notes of one
       pitch decay alike, a copy also wavers alike.
       Only every second word of an indexed clip is kept: neighbours share seven eighths of their samples.
-      Clips are looked up some fifty at a time: alone, one costs three times as much, most of it the calls themselves.
+      Clips are looked up some fifty at a time: alone, one costs more than twice as much, for the calls.
 Price an indexed second holds 16 words of 4 bytes, and 62 keys at most; memory grows with the indexed side only.
 Run   python -m benchmarks.screen --quick
 """
