@@ -5,6 +5,7 @@ Out   ratio_hf (target 3), clips_per_s; without --quick compiled_clips_per_s (0:
       by processor time, which other work on the machine disturbs less. On a GPU micro-batches of several padded seconds
       are tried: clips_per_s and padded_clips_per_s (above 60.4) are the best ones', all of them stand beside the
       figures (clips_per_s_by_budget, padded_clips_per_s_by_budget; one that did not fit is left out);
+      packed_error, masked_error: of bf16 frames against float32 ones, clips packed, and padded under a mask;
       recomputed_clips_per_s is with activations computed again, compiled_padded_clips_per_s with compiled blocks,
       clips_per_s_64 and padded_clips_per_s_64 of steps of 64 clips; mfu, padded_mfu, matrix_tflops, memory_gb,
       hf_stored_clips_per_s and ratio_hf_stored (the peer recomputes nothing)
@@ -61,7 +62,7 @@ from aut.audio.mel import log_mel  # noqa: E402
 from aut.encoders.whisper import decoder_forward, encoder_forward  # noqa: E402
 from aut.training.flops import Shape, finish, matrix_rate, training_flops  # noqa: E402
 from aut.training.groups import divide  # noqa: E402
-from aut.training.memory import out_of_memory  # noqa: E402
+from aut.training.memory import out_of_memory, sent  # noqa: E402
 from aut.training.memory import release as release_memory  # noqa: E402
 
 RATE_HZ, TARGETS = 16_000, 24
@@ -107,15 +108,16 @@ def case_of(quick: bool, rehearse: bool) -> Case:
 
 @dataclass(frozen=True)
 class Budget:
-    """Micro-batches of so many padded seconds, as aut/training/sizes.py has them where nothing was timed."""
+    """Micro-batches of so many seconds, padding included, as aut/training/sizes.py has them where nothing was timed."""
 
     budget_s: float
+    packed: bool
 
     def __call__(self, seconds: float) -> int:
         return max(1, int(self.budget_s // seconds))
 
-    def took(self, padded_s: float) -> float:
-        return padded_s + LAUNCH * self.budget_s
+    def took(self, computed_s: float) -> float:
+        return computed_s + LAUNCH * self.budget_s
 
 
 class Figures(dict[str, float]):
@@ -161,7 +163,7 @@ def main() -> None:
     say(f"{len(clips)} clips of {seconds:.1f} s on average, {case.batch} a step, on {case.device}")
     model = new_model(case)
     figures, tried = Figures(), {}
-    for name, error in check(case, model, clips[:4]).items():
+    for name, error in (check(case, model, clips[:4]) | check_packed(case, model, clips[:4])).items():
         figures[name] = error
     figures["mean_s"] = seconds
     best, before, tried["clips_per_s_by_budget"] = fastest(case, model, clips)
@@ -199,6 +201,26 @@ def check(case: Case, model: Any, clips: Sequence[Clip]) -> dict[str, float]:
     say(f"checked against transformers: {errors}")
     if errors["mel_error"] > MEL_ATOL or errors["loss_error"] > LOSS_RTOL:
         raise SystemExit(f"not the same computation: {errors}")
+    return errors
+
+
+@torch.no_grad()
+def check_packed(case: Case, model: Any, clips: Sequence[Clip]) -> dict[str, float]:
+    """On a GPU in bf16: packed clips come as near to float32 as padded ones under a mask do."""
+    if not (case.gpu and case.bf16):
+        return {}
+    n_B = torch.tensor([len(c.x_T) for c in clips])
+    mel_BMF, _ = log_mel(sent(side_by_side(clips, n_B), case.device), n_B, model.config.num_mel_bins)
+    frames_B = (n_B + 159) // 160
+    exact, _ = encoder_forward(model.model.encoder, mel_BMF, frames_B)
+    errors = {}
+    for name, m_B in (("masked_error", frames_B.to(case.device)), ("packed_error", frames_B)):  # counted there: masked
+        with torch.autocast(case.device.type, torch.bfloat16):
+            found, _ = encoder_forward(model.model.encoder, mel_BMF, m_B)
+        errors[name] = float((found - exact).norm() / exact.norm())
+    say(f"bf16 against float32: {errors}")
+    if not errors["packed_error"] < 1.5 * errors["masked_error"] + 1e-3:
+        raise SystemExit(f"packed clips are not the same computation: {errors}")
     return errors
 
 
@@ -260,7 +282,8 @@ def new_model(case: Case) -> Any:
         encoder_ffn_dim=4 * d, decoder_ffn_dim=4 * d,
         pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
     )  # fmt: skip
-    return WhisperForConditionalGeneration(config).to(case.device)
+    with case.device:  # random weights are made where they stay: on a CPU 1.5 billion take a while
+        return WhisperForConditionalGeneration(config)
 
 
 def fastest(
@@ -319,7 +342,7 @@ def own_steps(case: Case, model: Any, clips: Sequence[Clip], padded: bool, budge
 
 def own_step(case: Case, model: Any, adam: Any, step: Sequence[Clip], padded: bool, budget_s: float) -> None:
     lengths_s = [30.0 if padded else len(c.x_T) / RATE_HZ for c in step]
-    for rows in divide(lengths_s, Budget(budget_s), 1):
+    for rows in divide(lengths_s, Budget(budget_s, packed=case.gpu and case.bf16 and not padded), 1):
         with torch.autocast(case.device.type, torch.bfloat16, enabled=case.bf16):
             loss = own_loss(case, model, [step[i] for i in rows], padded)
         (loss / (len(step) * TARGETS)).backward()
@@ -348,9 +371,8 @@ def release(case: Case, model: Any) -> None:
 
 def own_loss(case: Case, model: Any, group: Sequence[Clip], padded: bool) -> Any:
     n_B = torch.tensor([len(c.x_T) for c in group])
-    x_BT = side_by_side(group, n_B)
-    ids_BL = torch.tensor([c.ids for c in group], device=case.device)
-    mel_BMF, _ = log_mel(x_BT.to(case.device), n_B, model.config.num_mel_bins, padded)
+    x_BT, ids_BL = sent(side_by_side(group, n_B), case.device), sent(torch.tensor([c.ids for c in group]), case.device)
+    mel_BMF, _ = log_mel(x_BT, n_B, model.config.num_mel_bins, padded)
     frames_B = None if padded else (n_B + 159) // 160
     how: dict[str, Any] = {"compiled": case.compiled, "checkpointing": case.again}
     h_BFD, f_B = encoder_forward(model.model.encoder, mel_BMF, frames_B, **how)

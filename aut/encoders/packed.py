@@ -7,7 +7,7 @@ Why   clips lie one behind the other in one matrix: linear layers see N rows and
       Price: one attention call a clip and block, which a GPU would feel: there clips of about one length are padded.
 Run   `packed_forward(tower, [mel_MT, ...])`
 
-`B` batch, `M` mel bins, `T` mel frames, `N` frames of all clips, `D` width, `H` heads.
+`B` batch, `M` mel bins, `T` mel frames, `N` frames of all clips, `D` width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
+
+from aut.encoders.attention import spans_of
+from aut.encoders.whisper import encoder_layer
 
 
 def packed_forward(
@@ -27,11 +30,11 @@ def packed_forward(
     """Frames of each clip -> (h_BFD, f_B), zero beyond f_B; for inference. `states` as in `encoder_forward`, masked."""
     frames = [(mel_MT.shape[1] + 1) // 2 for mel_MT in mels]
     h_ND = _stem(encoder, mels, frames)
+    spans = spans_of(frames, frames, h_ND.device)
     for layer in encoder.layers:
         if states is not None:
             states.append(_padded(h_ND, frames))
-        h_ND = h_ND + _attend(layer.self_attn, layer.self_attn_layer_norm(h_ND), frames)
-        h_ND += layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(h_ND))))
+        h_ND = encoder_layer(layer, h_ND, spans)
     h_BFD = _padded(encoder.layer_norm(h_ND), frames)
     if states is not None:
         states.append(h_BFD)
@@ -56,16 +59,6 @@ def _stem(encoder: Any, mels: Sequence[Tensor], frames: list[int]) -> Tensor:
     h_TD = gelu(encoder.conv2(x_DT))[0].T
     table = encoder.embed_positions.weight
     return torch.cat([h_TD[s // 2 : s // 2 + f] + table[:f] for s, f in zip(starts, frames, strict=False)])
-
-
-def _attend(attention: Any, x_ND: Tensor, frames: list[int]) -> Tensor:
-    def heads(x: Tensor) -> list[Tensor]:
-        return [part.transpose(0, 1)[None] for part in torch.split(x.view(len(x), attention.num_heads, -1), frames)]
-
-    q, k, v = heads(attention.q_proj(x_ND)), heads(attention.k_proj(x_ND)), heads(attention.v_proj(x_ND))
-    mixed = [scaled_dot_product_attention(*clip)[0].transpose(0, 1).flatten(1) for clip in zip(q, k, v, strict=True)]
-    out: Tensor = attention.out_proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
-    return out
 
 
 def _padded(h_ND: Tensor, frames: list[int]) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aut.config import Training
+from aut.training.memory import sent
 from aut.units import MEL_HOP
 
 MASKS = 2
@@ -35,7 +36,7 @@ class Augment:
             return x_BT
         db_B = [self._rng(p, 0).uniform(-self._jitter_db, self._jitter_db) for p in position_B]
         gain_B = torch.tensor([10.0 ** (db / 20.0) for db in db_B], dtype=torch.float32)
-        return x_BT * gain_B.to(x_BT.device)[:, None]
+        return x_BT * sent(gain_B, x_BT.device)[:, None]
 
     def masks(self, mel_BMF: Tensor, n_B: Tensor, position_B: NDArray[np.int64]) -> Tensor:
         """Bands of bins and of frames set to MASKED."""
@@ -48,7 +49,7 @@ class Augment:
             for _ in range(MASKS):
                 keep_MF[_band(rng, bins, int(BINS * bins))] = False
                 keep_MF[:, _band(rng, frames, int(FRAMES * frames))] = False
-        return mel_BMF.masked_fill(~keep_BMF.to(mel_BMF.device), MASKED)
+        return mel_BMF.masked_fill(~sent(keep_BMF, mel_BMF.device), MASKED)
 
     def _rng(self, position: int, what: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, what, int(position)])

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from aut.audio.decode import Unreadable, read_clip
 from aut.errors import DataError
-from aut.training.groups import divide
+from aut.training.groups import divide, sized_s
 from aut.training.plan import Plan
 from aut.training.tokenizer import Targets
 from aut.units import DOMAINS, RATE_HZ, WINDOW_S
@@ -126,7 +126,7 @@ class Batch:
     row_ids: list[str]  # of the whole share, in the order of the micro-batches
     replaced: int
     seconds: float = field(default=0.0)  # valid audio
-    padded_s: float = field(default=0.0)  # what the micro-batches cost, padding included
+    padded_s: float = field(default=0.0)  # what the micro-batches compute, padding included
 
 
 def collate(examples: Sequence[Example]) -> Micro:
@@ -219,11 +219,13 @@ class Loader:
                 examples.append(example)
                 replaced += tries
             most = -(-len(group) // self._world)
-            micro = replace(collate(examples), planned_s=lengths[group[0]], most=most)
+            planned_s = sized_s([lengths[i] for i in group[:: self._world]], self._sizes.packed)
+            micro = replace(collate(examples), planned_s=planned_s, most=most)
             micros.append(micro)
             ids += [e.id for e in examples]
-            valid_s += float(micro.n_B.sum()) / RATE_HZ
-            padded_s += len(micro.n_B) * max(micro.seconds, self._least_s)
+            own_s = float(micro.n_B.sum()) / RATE_HZ
+            valid_s += own_s
+            padded_s += own_s if self._sizes.packed else len(micro.n_B) * max(micro.seconds, self._least_s)
         return Batch(step, micros, ids, replaced, valid_s, padded_s)
 
     def _length_s(self, row: Mapping[str, Any]) -> float:

@@ -64,9 +64,13 @@ def training_flops(shape: Shape, samples_N: NDArray[Any], tokens_N: NDArray[Any]
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a product of square matrices on `device`, after one that is not counted."""
+    """Operations a second of a product of square matrices on `device`, after one that is not counted.
+
+    Of random numbers: a GPU multiplies equal ones faster than it ever will a model's.
+    """
     size, rounds = MATRIX.get(device.type, MATRIX["cpu"])
-    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    random = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay as they are
+    a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=random) for _ in range(2))
     a @ b
     finish(device)
     start = time.perf_counter()

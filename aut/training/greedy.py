@@ -21,7 +21,7 @@ from aut.audio.mel import log_mel
 from aut.encoders.api import stack
 from aut.encoders.whisper import decoder_forward, encoder_forward
 from aut.training.tokenizer import Targets
-from aut.units import DECODER_TOKENS, RATE_HZ
+from aut.units import DECODER_TOKENS, MEL_HOP, RATE_HZ
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,8 @@ def greedy(whisper: Any, clips: Sequence[Pcm], targets: Targets, padded: bool, d
     ids_BL = torch.tensor(targets.prompt, device=device).expand(len(clips), -1)
     ended_B = torch.zeros(len(clips), dtype=torch.bool, device=device)
     with torch.no_grad():  # inference mode would leave tensors behind that ZeRO-3 cannot train on
-        mel_BMF, frames_B = log_mel(x_BT.to(device), n_B, model.config.num_mel_bins, padded)
+        mel_BMF, _ = log_mel(x_BT.to(device), n_B, model.config.num_mel_bins, padded)
+        frames_B = (n_B + MEL_HOP - 1) // MEL_HOP  # on the host, where counting costs no wait
         h_BFD, f_B = encoder_forward(model.encoder, mel_BMF, None if padded else frames_B)
         for _ in range(room):
             y_BLD = decoder_forward(model.decoder, ids_BL, h_BFD, None if padded else f_B)

@@ -4,7 +4,8 @@ In    the rows' seconds; how many clips a micro-batch may hold, and how long one
 Out   groups of rows, each dealt out to the processes
 Why   every clip is padded to the longest beside it, and every micro-batch has a price of its own: launches, weights
       cast, gradients summed. Which of the two weighs more is the device's to say, so that the best division is
-      computed from what a micro-batch takes there. It only reorders inside a step.
+      computed from what a micro-batch takes there. Packed clips (aut/encoders/attention.py) cost their own seconds:
+      few large micro-batches are best then, and fit as many clips of their mean length do. It only reorders in a step.
       Price: about rows x clips of a micro-batch evaluations a step, some milliseconds, beside the device's work.
 Run   `divide([8.0, 3.5, 12.0], sizes, world)`
 
@@ -20,16 +21,24 @@ from typing import Protocol
 
 
 class Limits(Protocol):
-    """Clips of a micro-batch whose longest lasts so many seconds."""
+    """Clips of a micro-batch whose longest (packed: whose mean) lasts so many seconds."""
+
+    @property
+    def packed(self) -> bool: ...
 
     def __call__(self, seconds: float) -> int: ...
 
-    def took(self, padded_s: float) -> float:
-        """What a micro-batch of so many padded seconds takes, in any one unit."""
+    def took(self, computed_s: float) -> float:
+        """What a micro-batch of so many seconds, its padding included, takes, in any one unit."""
+
+
+def sized_s(share_s: Sequence[float], packed: bool) -> float:
+    """By which the size of a micro-batch of such clips is looked up."""
+    return sum(share_s) / len(share_s) if packed else max(share_s)
 
 
 def divide(seconds: Sequence[float], sizes: Limits, world: int) -> list[list[int]]:
-    """Indices of a step's rows, longest first, in groups of `world` micro-batches; at most `sizes(longest)` clips each.
+    """Indices of a step's rows, longest first, in groups of `world` micro-batches of no more clips than `sizes` allows.
 
     A group is dealt out `group[rank::world]` and holds `world` rows at least, so that every process has the same
     number of micro-batches of almost the same length: collectives never wait for one that is missing. Rows that are
@@ -39,15 +48,17 @@ def divide(seconds: Sequence[float], sizes: Limits, world: int) -> list[list[int
     rounds, left = divmod(len(order), world)
     if not rounds:
         return [order] if order else []
+    first_s = [seconds[i] for i in order[::world]]  # the first process's, which are the longest
     least, cut = [0.0] + [inf] * rounds, [0] * (rounds + 1)  # cost of the first j rounds; where its last group begins
     for i in range(rounds):
-        longest_s = seconds[order[i * world]]
-        most = sizes(longest_s)
         for j in range(i + 1, rounds + 1):
-            clips = j - i + (j == rounds and left > 0)
-            if clips > most and j > i + 1:
+            share_s = first_s[i : j + (j == rounds and left > 0)]
+            size_s = sized_s(share_s, sizes.packed)
+            if len(share_s) > sizes(size_s) and j > i + 1:
+                if sizes.packed:  # more may fit where they are shorter
+                    continue
                 break
-            cost = least[i] + sizes.took(clips * longest_s)
+            cost = least[i] + sizes.took(len(share_s) * size_s)
             if cost < least[j]:
                 least[j], cut[j] = cost, i
     ends = [rounds]

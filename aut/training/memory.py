@@ -1,4 +1,4 @@
-"""Memory: whether an error says that there was no more, and room for the next attempt.
+"""Memory: whether an error says that there was no more, room for the next attempt, and the way to the device.
 
 Why   an allocator, a library's workspace and a collective say it each in its own words. torch only, so that a bare GPU
       host can import it (benchmarks/train.py does).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 
 import torch
+from torch import Tensor
 
 FULL = (
     "out of memory",  # CUDA's allocator and its driver ("CUDA error: out of memory"), HIP
@@ -30,3 +31,12 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`, and nothing waits for it: to a GPU from pinned memory.
+
+    A copy from elsewhere waits until the GPU has done all that it was told before, which then stands idle until it is
+    told more.
+    """
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)

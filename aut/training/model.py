@@ -28,6 +28,7 @@ from aut.encoders.whisper import decoder_forward, encoder_forward
 from aut.errors import DataError, MissingInput
 from aut.training.augment import Augment
 from aut.training.data import IGNORED, Micro
+from aut.training.memory import sent
 from aut.training.tokenizer import EOT, NO_TIMESTAMPS, SOT, TRANSCRIBE
 from aut.units import DECODER_TOKENS, DOMAINS
 
@@ -52,32 +53,36 @@ class Captioner(nn.Module):
 
     def forward(self, micro: Micro, device: torch.device) -> Sums:
         """Sums of cross-entropy over every target token: prompt, text and end."""
-        x_BT = torch.from_numpy(micro.x_BT).to(device, non_blocking=True).float() / 32767.0
-        n_B = torch.from_numpy(micro.n_B)
-        ids_BL = torch.from_numpy(micro.ids_BL).to(device, non_blocking=True)
-        targets_BL = torch.from_numpy(micro.targets_BL).to(device, non_blocking=True)
-        y_BLD = self._states(x_BT, n_B, ids_BL, micro.position_B)
-        counted_BL = targets_BL != IGNORED
-        logits_NV = self.whisper.proj_out(y_BLD[counted_BL]).float()
-        targets_N = targets_BL[counted_BL]
+        x_BT = sent(torch.from_numpy(micro.x_BT), device).float() / 32767.0
+        y_BLD = self._states(x_BT, torch.from_numpy(micro.n_B), sent(torch.from_numpy(micro.ids_BL), device), micro)
+        # Counted targets are found on the host, where it costs no wait for the device.
+        counted_N = np.flatnonzero(micro.targets_BL != IGNORED)
+        targets_N, domain_N, at_N = (
+            sent(torch.from_numpy(values), device)
+            for values in (
+                micro.targets_BL.flat[counted_N],
+                micro.domain_B[counted_N // micro.targets_BL.shape[1]],
+                counted_N,
+            )
+        )
+        logits_NV = self.whisper.proj_out(y_BLD.flatten(0, 1).index_select(0, at_N)).float()
         plain_N = cross_entropy(logits_NV, targets_N, reduction="none")
         smoothing = self._settings.label_smoothing if self.training else 0.0
         loss = plain_N.sum()
         if smoothing:
             loss = cross_entropy(logits_NV, targets_N, reduction="sum", label_smoothing=smoothing)
-        domain_N = torch.from_numpy(micro.domain_B).to(device)[:, None].expand_as(targets_BL)[counted_BL]
         zeros_G = torch.zeros(len(DOMAINS), device=device, dtype=torch.float64)
         loss_G = zeros_G.index_add(0, domain_N, plain_N.detach().double())
         tokens_G = zeros_G.index_add(0, domain_N, torch.ones_like(plain_N, dtype=torch.float64))
         return Sums(loss, torch.stack([loss_G, tokens_G]))
 
-    def _states(self, x_BT: Tensor, n_B: Tensor, ids_BL: Tensor, position_B: np.ndarray[Any, Any]) -> Tensor:
+    def _states(self, x_BT: Tensor, n_B: Tensor, ids_BL: Tensor, micro: Micro) -> Tensor:
         model, padded = self.whisper.model, self._settings.length == "padded"
         if self.training:
-            x_BT = self._augment.gain(x_BT, position_B)
+            x_BT = self._augment.gain(x_BT, micro.position_B)
         mel_BMF, _ = log_mel(x_BT, n_B, model.config.num_mel_bins, padded)
         if self.training:
-            mel_BMF = self._augment.masks(mel_BMF, n_B, position_B)
+            mel_BMF = self._augment.masks(mel_BMF, n_B, micro.position_B)
         how: dict[str, Any] = {
             "checkpointing": self._settings.activation_checkpointing,
             "compiled": self._settings.compile,

@@ -1,13 +1,14 @@
 """Sizes: how many clips a micro-batch holds, by their duration; found once a model and GPU, and remembered.
 
 In    a way to try a micro-batch and to time it; AUT_WORK/<stage>/micro/<key>.json of an earlier search
-Out   clips by the duration of the longest: what fits, of that what keeps the device busy; the same in every process
+Out   clips by the duration of the longest (packed: by their mean): what fits, of that what keeps the device busy; the
+      same in every process
 Why   memory decides what fits, and it grows with frames, their square, and the target tokens: no formula of ours would
       be right on the next GPU. So sizes are tried, longest bucket first, up to what a step gives one process; a shorter
       bucket holds at least as many. But what fits is far more than what keeps a GPU busy, and clips side by side are
       padded to the longest: so passes are timed, and a micro-batch is no larger than the smallest that computes about
-      as many padded seconds a second as any. A step is the same rows whatever comes out. Price: the search, once;
-      what processes send one another is not in its times.
+      as many padded seconds a second as any. Packed clips have no padding, and what computes most is taken. A step is
+      the same rows whatever comes out. Price: the search, once; what processes send one another is not in its times.
       On a CPU the caches decide, not the memory: 20 padded seconds, not searched for.
 Run   `sizes = micro_sizes(engine, training, most, folder)`
 
@@ -41,7 +42,7 @@ EDGES_S = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
 CPU_S = 20.0
 GPU_S = 120.0  # where nothing was timed
 LAUNCH = 0.1  # what a micro-batch costs beside its seconds, of those it may hold, where nothing was timed
-BUSY = 0.95  # of the best padded seconds a second
+BUSY, BUSY_PACKED = 0.95, 0.99  # of the best padded seconds a second: less pads less, where clips are padded
 TIMED_S = 10.0  # about the mean clip of a mixture; under `padded` all cost 30 s
 TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # clips
 SPARE = 0.9  # of what just fitted: memory breaks into pieces, and AdamW's first step needs a little more
@@ -56,7 +57,8 @@ class Sizes:
     """Clips of a micro-batch whose longest lasts so many seconds: `busy_s` of padded audio, of what fits.
 
     `clips[i]` fit where the longest lasts at most EDGES_S[i]; `each_s` is what every clip costs, where all are padded
-    to it; `pace` is what passes took. `path` keeps all of it for a next start with the same `facts`.
+    to it; `pace` is what passes took. `packed`: clips cost their own seconds, and their mean decides, not the longest.
+    `path` keeps all of it for a next start with the same `facts`.
     """
 
     def __init__(
@@ -67,25 +69,27 @@ class Sizes:
         each_s: float = 0.0,
         path: Path | None = None,
         facts: Mapping[str, Any] | None = None,
+        packed: bool = False,
     ) -> None:
-        self.busy_s, self.clips, self.pace = busy_s, list(clips), pace
+        self.busy_s, self.clips, self.pace, self.packed = busy_s, list(clips), pace, packed
         self.path, self._each_s, self._facts = path, each_s, dict(facts or {})
 
     def __call__(self, seconds: float) -> int:
         busy = max(1, int(self.busy_s // max(seconds, self._each_s, 1e-3)))
         return min(busy, self.clips[self._bucket(seconds)])
 
-    def took(self, padded_s: float) -> float:
-        """What a micro-batch of so many padded seconds takes: seconds where passes were timed, else in proportion."""
+    def took(self, computed_s: float) -> float:
+        """What a micro-batch of so many seconds, its padding included, takes: seconds where passes were timed, else in
+        proportion."""
         if not self.pace:
-            return padded_s + LAUNCH * self.busy_s
-        at = bisect_right(self.pace, padded_s, key=lambda point: point[0])
+            return computed_s + LAUNCH * self.busy_s
+        at = bisect_right(self.pace, computed_s, key=lambda point: point[0])
         if at == len(self.pace):
-            return self.pace[-1][1] * padded_s / self.pace[-1][0]
+            return self.pace[-1][1] * computed_s / self.pace[-1][0]
         if not at:
             return self.pace[0][1]
         (x, low), (y, high) = self.pace[at - 1], self.pace[at]
-        return low + (high - low) * (padded_s - x) / (y - x)
+        return low + (high - low) * (computed_s - x) / (y - x)
 
     def shrink(self, clips: int, seconds: float) -> None:
         """So many did not fit: this bucket and all longer ones hold at most half of it."""
@@ -116,14 +120,15 @@ class Sizes:
     @property
     def told(self) -> str:
         """For the other processes."""
-        return json.dumps([self.busy_s, self.clips, self.pace])
+        return json.dumps([self.busy_s, self.clips, self.pace, self.packed])
 
     def agree(self, told: Sequence[str]) -> None:
         """The least of what processes told, and the first one's times: the same in all, bit for bit."""
         found = [json.loads(one) for one in told]
-        self.busy_s = min(busy_s for busy_s, _, _ in found)
-        self.clips = [min(column) for column in zip(*(clips for _, clips, _ in found), strict=True)]
+        self.busy_s = min(busy_s for busy_s, *_ in found)
+        self.clips = [min(column) for column in zip(*(clips for _, clips, *_ in found), strict=True)]
         self.pace = found[0][2]
+        self.packed = all(packed for *_, packed in found)
 
     @staticmethod
     def _bucket(seconds: float) -> int:
@@ -139,11 +144,12 @@ def micro_sizes(engine: Engine, training: Training, most: int, work: Path) -> Si
     clip fits.
     """
     given = engine.device.type == "cpu" or micro_s() is not None
-    sizes = budget(training, engine.device.type, work / LEARNT)
+    packed = packs(engine.captioner, engine.device, training)
+    sizes = budget(training, engine.device.type, work / LEARNT, packed)
     if not given:
         facts = memory_facts(engine.captioner, engine.device, training, most, engine.world)
         path = work.parent / "micro" / f"{digest_json(facts)}.json"
-        sizes = Sizes(GPU_S, each_s=_each_s(training), path=path, facts=facts)
+        sizes = Sizes(GPU_S, each_s=_each_s(training), path=path, facts=facts, packed=packed)
     first = engine.gather([sizes.kind]).index(sizes.kind) == engine.rank
     if first and not sizes.load() and not given:
         _search(sizes, engine, training, most)
@@ -157,17 +163,29 @@ def _search(sizes: Sizes, engine: Engine, training: Training, most: int) -> None
 
     trial, alike = Trial(engine.captioner, engine.device, training, engine.world), training.length == "padded"
     sizes.pace = timed(trial.took, alike)
-    sizes.busy_s = busy(sizes.pace)
+    sizes.busy_s = busy(sizes.pace, BUSY_PACKED if sizes.packed else BUSY)
     sizes.clips = search(trial, most, alike, sizes.busy_s)
     told = ", ".join(f"{n} of {s:g} s" for n, s in zip(sizes.clips, EDGES_S, strict=True))
     said = f"micro-batches that fit {engine.device}: {told}; {sizes.busy_s:g} padded seconds keep it busy"
     print(f"{said} (kept in {sizes.path})", file=sys.stderr)  # noqa: T201
 
 
-def budget(training: Training, device: str, learnt: Path | None = None) -> Sizes:
+def budget(training: Training, device: str, learnt: Path | None = None, packed: bool = False) -> Sizes:
     """Without a search: AUT_MICRO_S, or what usually is best; for passes that keep nothing for a backward one, too."""
     seconds = micro_s() or (CPU_S if device == "cpu" else GPU_S)
-    return Sizes(seconds, each_s=_each_s(training), path=learnt, facts={"given_s": seconds})
+    facts = {"given_s": seconds, "packed": packed}
+    return Sizes(seconds, each_s=_each_s(training), path=learnt, facts=facts, packed=packed)
+
+
+def packs(model: Captioner, device: torch.device, training: Training) -> bool:
+    """Whether training packs clips on this device (aut/encoders/attention.py)."""
+    import torch
+
+    from aut.encoders.attention import can_pack
+
+    if training.length == "padded" or training.precision != "bf16":
+        return False
+    return can_pack(device, torch.bfloat16, model.whisper.model.encoder.layers[0].self_attn, training=True)
 
 
 def _each_s(training: Training) -> float:
@@ -190,6 +208,7 @@ def memory_facts(model: Captioner, device: torch.device, training: Training, mos
         "edges_s": list(EDGES_S),
         "most": most,
         "world": world,
+        "packed": packs(model, device, training),
     }
 
 
@@ -205,12 +224,12 @@ def timed(took: Callable[[int, float], float | None], alike: bool = False) -> li
     return found
 
 
-def busy(pace: Pace) -> float:
+def busy(pace: Pace, enough: float = BUSY) -> float:
     """The fewest padded seconds of which a pass computes about as many a second as any."""
     if not pace:
         return GPU_S
     best = max(padded_s / took_s for padded_s, took_s in pace)
-    return next(padded_s for padded_s, took_s in pace if padded_s / took_s >= BUSY * best)
+    return next(padded_s for padded_s, took_s in pace if padded_s / took_s >= enough * best)
 
 
 def search(fits: Callable[[int, float], bool], most: int, alike: bool = False, busy_s: float = math.inf) -> list[int]:

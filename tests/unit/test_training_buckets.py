@@ -11,6 +11,7 @@ from aut.layout import Layout
 from aut.order import Order
 from aut.stages.mixture import mixture
 from aut.training import data
+from aut.training.groups import divide
 from aut.training.kept import Kept, held_out
 from aut.training.plan import Plan
 from aut.training.sizes import EDGES_S, GPU_S, Sizes
@@ -93,9 +94,10 @@ def test_beginning_in_the_middle_gives_the_same_steps(order: Kept) -> None:
     assert later == whole[7:]
 
 
-def test_the_recipe_on_eight_gpus_pads_less_than_a_quarter() -> None:
+@pytest.mark.parametrize(("packed", "padding"), [(False, 0.25), (True, 1e-9)])
+def test_the_recipe_on_eight_gpus_pads_less_than_a_quarter(packed: bool, padding: float) -> None:
     """16 clips a process and step, of which 30-s ones would all fit; nothing was timed."""
-    plan, sizes = Plan(10, 1280), Sizes(GPU_S, [16] * len(EDGES_S))
+    plan, sizes = Plan(10, 1280), Sizes(GPU_S, [16] * len(EDGES_S), packed=packed)
     totals, counts = np.zeros(2), []
     for rank in range(8):
         share = data.Loader(Mixture(1280), {"speech": Path("unread")}, lambda text: [1, 2, 3], 30.0, sizes, rank, 8)
@@ -103,8 +105,20 @@ def test_the_recipe_on_eight_gpus_pads_less_than_a_quarter() -> None:
         share.close()
         totals += [sum(b.seconds for b in batches), sum(b.padded_s for b in batches)]
         counts.append([len(b.micros) for b in batches])
-    assert 1.0 - totals[0] / totals[1] < 0.25
+    assert 1.0 - totals[0] / totals[1] < padding
     assert all(count == counts[0] for count in counts)
+
+
+def test_packed_clips_go_together_as_far_as_their_sum_fits() -> None:
+    """Long clips and short ones side by side cost their own seconds: fewer micro-batches than of clips padded."""
+    seconds = [20.0, 1.0, 1.0, 1.0, 1.0, 12.0, 2.0, 2.0]  # 40 s; padded to the longest 160
+    padded, packed = (divide(seconds, Sizes(40.0, packed=packed), 1) for packed in (False, True))
+    assert len(padded) > 1
+    assert packed == [[0, 5, 6, 7, 1, 2, 3, 4]]
+    assert all(sum(seconds[i] for i in group) <= 20.0 for group in divide(seconds, Sizes(20.0, packed=True), 1))
+    of_eight = Sizes(1e9, [8] * 4 + [2] * (len(EDGES_S) - 4), packed=True)  # two whose mean is over 4 s fit
+    for group in divide(seconds, of_eight, 1):
+        assert len(group) <= 2 or sum(seconds[i] for i in group) / len(group) <= EDGES_S[3]
 
 
 def test_each_process_decodes_its_own_share_of_what_is_given(order: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aut.encoders import whisper
+from aut.encoders.attention import can_pack
 from aut.encoders.packed import packed_forward
 from aut.encoders.tower import WhisperTower
 from aut.encoders.whisper import decoder_forward, encoder_forward
@@ -155,3 +157,47 @@ def test_bfloat16_weights_run(model):
     assert h_BFD.dtype == torch.bfloat16
     assert f_B.tolist() == [30, 10]
     assert torch.isfinite(h_BFD).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=5))
+def test_packing_changes_neither_frames_nor_gradients(model, lengths):
+    x, m_B = mel(max(lengths), rows=len(lengths), seed=len(lengths)), torch.tensor(lengths)
+    ids = torch.randint(0, 64, (len(lengths), 9), generator=torch.Generator().manual_seed(2))
+
+    def passed(packed, checkpointing=False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(whisper, "can_pack", lambda *_, **__: packed)
+            model.zero_grad()
+            states: list[torch.Tensor] = []
+            h_BFD, f_B = encoder_forward(model.encoder, x, m_B, states=states, checkpointing=checkpointing)
+            y_BLD = decoder_forward(model.decoder, ids, h_BFD, f_B, checkpointing=checkpointing)
+            y_BLD.square().mean().backward()
+        kept = [state[i, :f] for state in states for i, f in enumerate(f_B.tolist())]
+        return [h_BFD, y_BLD, *kept], [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    reference, gradients = passed(packed=False)
+    for checkpointing in (False, True):
+        found, theirs = passed(packed=True, checkpointing=checkpointing)
+        for ours, expected in zip(found, reference, strict=True):
+            torch.testing.assert_close(ours, expected, atol=ATOL, rtol=0)
+        for ours, expected in zip(theirs, gradients, strict=True):
+            torch.testing.assert_close(ours, expected, atol=ATOL, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_whole_windows_are_packed_for_the_decoder_alone(model, monkeypatch):
+    x, ids = mel(3000, rows=2), torch.arange(14).reshape(2, 7)
+    h_BFD, _ = encoder_forward(model.encoder, x)
+    reference = decoder_forward(model.decoder, ids, h_BFD)
+    monkeypatch.setattr(whisper, "can_pack", lambda *_, **__: True)
+    assert torch.equal(encoder_forward(model.encoder, x)[0], h_BFD)
+    torch.testing.assert_close(decoder_forward(model.decoder, ids, h_BFD), reference, atol=ATOL, rtol=0)
+
+
+def test_only_a_gpu_in_half_precision_packs(model):
+    attention = model.encoder.layers[0].self_attn
+    assert not can_pack(torch.device("cpu"), torch.bfloat16, attention, training=True)
+    assert not can_pack(torch.device("cuda"), torch.float32, attention, training=True)
+    noisy = build(attention_dropout=0.1).encoder.layers[0].self_attn
+    assert not can_pack(torch.device("cuda"), torch.bfloat16, noisy, training=True)
