@@ -111,6 +111,13 @@ class Sharded(Parallel):
     def wait(self) -> None:
         torch.distributed.barrier()
 
+    def close(self) -> None:
+        """Under ZeRO-3 transformers would shard what one process opens from now on, and wait in it for the others."""
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        super().close()
+
     snapshot_b = 0  # gathered, it is a copy already
 
     def snapshot(self, apart: bool) -> dict[str, Any]:

@@ -213,6 +213,20 @@ def train(case: Path, work: Path, stop: int = 0, **changes) -> None:
     execute(job_of(case, 6, **changes), whisper, case, {"noise": case}, work, Stop())
     if os.environ.get("RANK", "0") == "0":
         torch.save(whisper.state_dict(), work / "final.pt")
+        if changes.get("deepspeed_stage"):
+            opens(whisper, work / "model")
+
+
+def opens(whisper, folder: Path) -> None:
+    """As `aut finetune` does after a training, to hear how well it still writes down speech."""
+    import torch
+
+    from aut.training.model import open_whisper, save_whisper
+
+    folder.mkdir(exist_ok=True)
+    save_whisper(whisper, folder)
+    opened = open_whisper(folder).state_dict()
+    assert all(torch.equal(opened[name], value.cpu()) for name, value in whisper.state_dict().items())
 
 
 if __name__ == "__main__":
