@@ -18,7 +18,7 @@ import numpy as np
 
 from aut.config import Params
 from aut.contracts import Tracker
-from aut.encoders.clipwise import WEIGHING, identity
+from aut.encoders.clipwise import WEIGHING, identity, whole_float32
 from aut.errors import DataError, GateError, MissingInput
 from aut.files import read_json, replacing, write_json
 from aut.layout import Layout
@@ -169,7 +169,7 @@ def parity(folder: Path, clips: list[NDArray[np.float32]]) -> tuple[float, float
     ours = open_encoder(folder, device)
     h_BFD, f_B = ours.encode(*stack(clips))
     padded, native = [0.0], [0.0]  # np.max, unlike max, does not lose a NaN
-    with torch.inference_mode():
+    with torch.inference_mode(), whole_float32():
         for i, clip in enumerate(clips):
             theirs = reference(features[i : i + 1]).last_hidden_state
             x_BT = torch.from_numpy(clip)[None].to(device)

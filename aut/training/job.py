@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CODE = (
     *(f"audio/{name}.py" for name in ("container", "decode", "mel", "rate")),
-    *("datasets/_tokens.py", "encoders/whisper.py"),
+    *("datasets/_tokens.py", "encoders/attention.py", "encoders/whisper.py"),
     *("exclude.py", "order.py", "units.py"),
     *("stages/base.py", "stages/finetune.py"),
     *(f"training/{name}.py" for name in ("augment", "checkpoint", "data", "engine", "job", "kept", "loop", "model")),

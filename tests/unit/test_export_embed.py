@@ -16,6 +16,7 @@ from aut.config import read_params
 from aut.contracts import INDEX_SCHEMA, Silent
 from aut.encoders import AudioEncoder, open_encoder
 from aut.encoders.api import stack
+from aut.encoders.clipwise import whole_float32
 from aut.errors import DataError, GateError, MissingInput
 from aut.layout import Layout, here
 from aut.stages import embed as embed_stage
@@ -174,6 +175,19 @@ def test_a_clip_alone_equals_the_clip_in_any_batch(exported, name, pooling, monk
         np.testing.assert_allclose(encoder.embed(*stack([clip]), pooling)[0], row, atol=ATOL)
     monkeypatch.setattr("aut.encoders.clipwise.BATCH_S", {"cpu": 1.0})
     np.testing.assert_allclose(encoder.embed(*stack(clips), pooling), together, atol=ATOL)
+
+
+def test_convolutions_keep_all_bits_while_frames_are_computed(exported, monkeypatch):
+    """cuDNN's default, TF32, is 1e-3 from a CPU's float32. What the caller had set comes back, after an error too."""
+    encoder, precision, seen = open_encoder(exported.encoder("base")), torch.backends.cudnn.conv, []
+    frames = encoder.frames
+    monkeypatch.setattr(encoder, "frames", lambda *given: seen.append(precision.fp32_precision) or frames(*given))
+    before = precision.fp32_precision
+    encoder.embed(*stack([sound(0.5)]))
+    assert seen == ["ieee"]
+    with pytest.raises(ZeroDivisionError), whole_float32():
+        1 / 0  # noqa: B018
+    assert precision.fp32_precision == before != "ieee"
 
 
 def test_long_clips_are_cut_into_windows(exported):
