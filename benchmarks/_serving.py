@@ -205,8 +205,8 @@ def serve_identity(port: int, whole: bool) -> None:
     from benchmarks import _serving
 
     class Identity(Service):
-        def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[np.ndarray[Any, Any], float]:
-            return np.zeros(1_600, np.float32), 0.1
+        async def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[int, np.ndarray[Any, Any], float]:
+            return position, np.zeros(1_600, np.float32), 0.1
 
     vector = np.zeros(128, np.float32)
     with tempfile.TemporaryDirectory() as scratch:
