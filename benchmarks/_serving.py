@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,13 @@ class Process:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+    def pause(self) -> None:
+        """It costs nothing until it goes on."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def _answers(self) -> bool:
         try:

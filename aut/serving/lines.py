@@ -28,16 +28,23 @@ SHARED = 4 << 20  # 30 s of samples, or a whole batch of a CPU; pages that no me
 SIZE = struct.Struct("!I")  # of a head, before it
 
 
+class _End(socket.socket):
+    """Closed with its last user: a version that another took over from goes with its processes, unasked."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Line:
     """One end. OSError, EOFError: the other end is gone."""
 
     def __init__(self, end: socket.socket, handle: int | None = None) -> None:
         held = recv_handle(cast(Any, end)) if handle is None else handle
-        self._socket, self._memory = end, mmap.mmap(held, SHARED)
+        self._socket, self._memory = _End(fileno=end.detach()), mmap.mmap(held, SHARED)
         os.close(held)
         self._coming: Generator[None, None, Message] | None = None
         self._arrival = select.poll()  # kept, it need not be made for each message
-        self._arrival.register(end, select.POLLIN)
+        self._arrival.register(self._socket, select.POLLIN)
 
     def fileno(self) -> int:
         return self._socket.fileno()

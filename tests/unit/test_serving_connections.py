@@ -245,7 +245,6 @@ def test_what_is_refused_before_it_is_a_request_has_the_form_of_all_answers(tmp_
 
     out, held = asyncio.run(ask())
     gate.service.watcher.stop()
-    gate.service.decoders.close()
     told = [(head.split()[1], json.loads(body)["error"]["reason"]) for _, head, body in out]
     assert told == [("400", "http"), ("431", "headers"), ("429", "connections")]
     for _, head, _ in out:

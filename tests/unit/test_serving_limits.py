@@ -787,7 +787,6 @@ def test_an_answer_is_started_once(version):
     assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 500
     assert json.loads(sent[1]["body"])["error"]["reason"] == "internal"
-    gate.service.decoders.close()
 
 
 def test_bodies_are_never_logged(version, caplog):
