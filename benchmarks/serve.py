@@ -249,7 +249,7 @@ class Bare:
         cores, short_s = os.cpu_count() or 1, Limits().batch_s
         halves = max(1, min(2, cores))
         context = multiprocessing.get_context("forkserver")  # torch is imported once for both
-        context.set_forkserver_preload(["aut.encoders.tower", "aut.encoders.clipwise", __spec__.name])
+        context.set_forkserver_preload(["aut.encoders.tower", "aut.encoders.clipwise"])
         self._pools = [ProcessPoolExecutor(1, context, opened, (folder,)) for _ in range(halves)]
         self.ready = [pool.submit(passes, 0.0, 1, 0.0) for pool in self._pools]
         each = max(1, cores // halves)

@@ -148,6 +148,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._head = 0
         super().on_message_complete()
+        if not self.pipeline:  # that its client goes away is read, too
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
