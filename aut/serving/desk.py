@@ -2,7 +2,7 @@
 
 In    calls: a head with parts
 Out   their answers as workers end; Lost and errors as `Crew.call` raises them
-Why   a thread that waits for a decoder wakes, takes the interpreter, and wakes the loop: 0.3 ms of processor a clip.
+Why   a thread that waits for a decoder wakes, takes the interpreter, and wakes the loop, for every clip.
       A call that nobody waits for any more is dropped before it begins; one that has begun is told of, for the machine
       is still busy
 Price a worker that must start first, and parts that do not fit into the shared memory, take a thread all the same
