@@ -208,7 +208,8 @@ def _service(request: Request) -> Service:
 
 async def _asked(request: Request, parse: Parser = parse) -> Asked:
     service = _service(request)
-    async with body_of(request, service.limits, service.slots, request.scope[DEADLINE]) as body:
+    with service.slots.reading() as count:
+        body = await body_of(request, service.limits, count, request.scope[DEADLINE])
         asked = await parse(body, request.headers, service.limits)
     if request.scope["query_string"]:  # the body's word counts more
         asked.options = known(dict(request.query_params)) | asked.options

@@ -10,6 +10,7 @@ Price the bytes cross to another process, and the samples back: 0.2 ms for a cli
 from __future__ import annotations
 
 import resource
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from aut.audio.container import CHECKED
 from aut.audio.decode import ONE_GO, Unreadable, decode
 from aut.audio.rate import resampled
+from aut.serving.desk import Desk
 from aut.serving.limits import Refused
-from aut.serving.workers import Crew, Failed, Handler, Head, Lost
+from aut.serving.workers import Answer, Crew, Failed, Handler, Head, Lost
 from aut.units import RATE_HZ
 
 Array = NDArray[np.float32]
@@ -28,30 +30,31 @@ WIDEST = 2 * 48_000  # samples a second of the longest clip: shorter ones may be
 
 
 class Decoders:
-    """`count` processes. Thread-safe; `lost` counts those that died."""
+    """`count` processes, asked from the event loop; `lost` counts those that died."""
 
-    def __init__(self, count: int, max_s: float) -> None:
+    def __init__(self, count: int, max_s: float, threads: Executor) -> None:
         self._crew = Crew(opened, (max_s,), count)
+        self.desk = Desk(self._crew, threads)
 
     @property
     def lost(self) -> int:
         return self._crew.lost
 
-    def decoded(self, data: bytes, position: int, rate_hz: int, timeout_s: float) -> tuple[Array, float]:
+    async def decoded(self, data: bytes, position: int, rate_hz: int, timeout_s: float) -> tuple[Array, float]:
         """Mono samples at `rate_hz`, and seconds. Refused 422 with the reason, naming the clip by its position."""
-        head, parts = self._asked({"op": "decode", "rate_hz": rate_hz}, data, position, timeout_s)
+        head, parts = await self._asked({"op": "decode", "rate_hz": rate_hz}, data, position, timeout_s)
         return np.frombuffer(parts[0], np.float32), float(head["seconds"])
 
-    def heard(self, data: bytes, timeout_s: float) -> dict[str, Any]:
+    async def heard(self, data: bytes, timeout_s: float) -> dict[str, Any]:
         """What features.py makes of a clip. Refused 422."""
-        return self._asked({"op": "heard"}, data, 0, timeout_s)[0]
+        return (await self._asked({"op": "heard"}, data, 0, timeout_s))[0]
 
     def close(self) -> None:
-        self._crew.close()
+        self.desk.close()
 
-    def _asked(self, head: Head, data: bytes, position: int, timeout_s: float) -> tuple[Head, list[bytes]]:
+    async def _asked(self, head: Head, data: bytes, position: int, timeout_s: float) -> Answer:
         try:
-            return self._crew.call(head, [data], timeout_s)
+            return await self.desk.ask(head, [data], timeout_s)
         except Unreadable as error:
             raise Refused(422, error.reason, f"clip {position}: {error.detail}") from None
         except (Lost, Failed):  # a decoder that trips over hostile bytes is no fault of the server
@@ -72,7 +75,9 @@ def opened(max_s: float) -> tuple[Handler, Head]:
             from aut.serving.features import heard
 
             return heard(audio.pcm_T), []
-        clip = resampled(audio.pcm_T, RATE_HZ, head["rate_hz"])
+        clip = audio.pcm_T
+        if head["rate_hz"] != RATE_HZ:
+            clip = resampled(clip, RATE_HZ, head["rate_hz"])
         if not len(clip):
             raise Unreadable("zero_length", f"{len(audio.pcm_T)} samples are none at {head['rate_hz']:,} Hz")
         return {"seconds": len(audio.pcm_T) / RATE_HZ}, [clip]

@@ -132,7 +132,7 @@ class Gate:
     def headers(self, path: str = "", served: Served | None = None) -> list[tuple[bytes, bytes]]:
         """Of every answer: those of `served`, else of the version that answers now."""
         served = served or self.service.watcher.answering
-        return [*_secured(path), *(raw(served.headers()) if served else ())]
+        return [*_secured(path), *(served.headers if served else ())]
 
 
 def hold_answer(scope: Any, slots: Slots, size: int) -> None:

@@ -13,16 +13,15 @@ import base64
 import binascii
 import json
 import string
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from aut.serving.limits import Limits, Refused, Slots
+from aut.serving.limits import Limits, Refused
 
 OPTIONS = ("pool", "format", "layer", "top", "neighbours", "encoding_format", "model", "user", "dimensions")
 SHORT = 1 << 16  # bytes that are parsed sooner than handed to a thread
@@ -38,32 +37,27 @@ class Asked:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@asynccontextmanager
-async def body_of(request: Request, limits: Limits, slots: Slots, deadline: float) -> AsyncIterator[bytes]:
-    """The body, its bytes counted until the block ends. Refused: 413 too large, 408 not whole by the deadline, 400 cut
-    short."""
-    taken = 0
+async def body_of(request: Request, limits: Limits, count: Callable[[int], int], deadline: float) -> bytes:
+    """The body, counted as it comes. Refused: 413 too large, 408 not whole by the deadline, 400 cut short."""
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+        raise Refused(415, "encoding", f"a body packed as '{coding[:80]}' is not unpacked: send it as it is")
+    if _declared(request.headers.get("content-length")) > limits.request_bytes:
+        raise _too_large(limits)
     parts: list[bytes] = []
+    more = True
     try:
-        if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
-            raise Refused(415, "encoding", f"a body packed as '{coding[:80]}' is not unpacked: send it as it is")
-        declared = _declared(request.headers.get("content-length"))
-        if declared > limits.request_bytes:
-            raise _too_large(limits)
         async with asyncio.timeout_at(deadline):
-            async for part in request.stream():
-                slots.take_bytes(len(part))
-                taken += len(part)
-                if taken > limits.request_bytes:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "gone", "the client went away before its body was whole")
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+                if count(len(parts[-1])) > limits.request_bytes:
                     raise _too_large(limits)
-                parts.append(part)
-        yield parts[0] if len(parts) == 1 else b"".join(parts)
     except TimeoutError:
         raise Refused(408, "too_slow", f"the body took over {limits.request_s:g} s") from None
-    except ClientDisconnect:
-        raise Refused(400, "gone", "the client went away before its body was whole") from None
-    finally:
-        slots.bytes -= taken
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def parse(body: bytes, headers: Headers, limits: Limits) -> Asked:

@@ -9,15 +9,12 @@ Why   everything is bounded before it is allocated: bytes, clips, seconds, sampl
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -160,25 +157,35 @@ class Slots:
             self._decoded -= clips
             self._decoded_s = self._decoded_s - total if self._decoded else 0.0  # sums of floats drift
 
-    def busy_until(self, work: Future[Any]) -> None:
-        """A slot for work that goes on after its request was answered, until it ends."""
-        loop = asyncio.get_running_loop()
+    def busy(self) -> Callable[[], None]:
+        """A slot for work that goes on though nobody waits for it; what is returned frees it."""
         self.clips += 1
-
-        def ended(_: object) -> None:
-            with suppress(RuntimeError):  # the loop has closed: nobody counts any more
-                loop.call_soon_threadsafe(self._freed)
-
-        work.add_done_callback(ended)
+        return self._freed
 
     def _freed(self) -> None:
         self.clips -= 1
 
     def take_bytes(self, count: int) -> None:
-        """Counts bytes of a body; the caller gives them back. Refused 429 where memory for bodies is used up."""
+        """Counts bytes; the caller gives them back. Refused 429 where memory for bodies is used up."""
         if self.bytes + count > self.limits.held_bytes:
             raise Refused(429, "busy", "bodies of other requests fill the memory set aside: try again later", 1.0)
         self.bytes += count
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], int]]:
+        """Counts the bytes of a body until the block ends: gives what takes so many more and tells how many it has."""
+        taken = 0
+
+        def count(more: int) -> int:
+            nonlocal taken
+            self.take_bytes(more)
+            taken += more
+            return taken
+
+        try:
+            yield count
+        finally:
+            self.bytes -= taken
 
     @contextmanager
     def keep(self, files: list[bytes]) -> Iterator[None]:

@@ -41,6 +41,7 @@ def listen(gate: Gate, host: str, port: int, bound: Callable[[int], None] = lamb
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,  # nobody asks who the client is, or by which scheme it came
         timeout_keep_alive=30,
         timeout_graceful_shutdown=10,
     )

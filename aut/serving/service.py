@@ -12,17 +12,18 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
 from aut.serving.batcher import Batcher, Compute, compute
+from aut.serving.connections import GONE, Gone
 from aut.serving.decoding import Decoders
 from aut.serving.engine import Ask, Result
 from aut.serving.limits import Limits, Refused, Slots
@@ -67,10 +68,11 @@ class Service:
         self.batcher = Batcher(self.limits, self.slots, run)
         self.batcher.batched = self.metrics.batched
         count = min(4, os.cpu_count() or 1)
-        self.decoders = Decoders(count, self.limits.clip_s)
+        self.threads = ThreadPoolExecutor(count, thread_name_prefix="aut-aside")
+        self.decoders = Decoders(count, self.limits.clip_s, self.threads)
+        self.decoders.desk.left = self.slots.busy
         self.metrics.lost.labels("decoder").set_function(lambda: self.decoders.lost)
         self.metrics.lost.labels("engine").set_function(self.watcher.lost)
-        self.threads = ThreadPoolExecutor(count, thread_name_prefix="aut-decode")
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_S)
@@ -97,94 +99,98 @@ class Service:
         """
         _check_layer(ask, served)
         came = asyncio.get_running_loop().time()
-        with self.slots.hold(len(files)):
-            async with self._until(deadline):
-                with self.slots.keep(files):
-                    clips, seconds = await self._decoded(files, served.encoder.rate_hz)
-                if check:
-                    check(served, seconds)
-                with self.slots.lasting(seconds):
-                    results = await self.batcher.submit(clips, ask, served, deadline, came)
+        try:
+            with self.slots.hold(len(files)):
+                async with asyncio.timeout_at(deadline):
+                    with self.slots.keep(files):
+                        clips, seconds = await self._decoded(files, served.encoder.rate_hz)
+                    if check:
+                        check(served, seconds)
+                    with self.slots.lasting(seconds):
+                        results = await self.batcher.submit(clips, ask, served, deadline, came)
+        except TimeoutError:
+            raise self._late() from None
         return Answered(served, results, seconds)
 
     async def heard(self, files: list[bytes], deadline: float) -> dict[str, Any]:
         """Waveform and log-mel of the first file, for a picture. Refused 422, 504. Empties `files` once decoded."""
-        with self.slots.hold(1), self.slots.keep(files):
-            async with self._until(deadline):
-                calls = self._each([(self.decoders.heard, files[0], self.limits.request_s)])
-                (told,) = [answer async for answer in calls]
-        return cast(dict[str, Any], told)
-
-    @asynccontextmanager
-    async def _until(self, deadline: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout_at(deadline):
-                yield
+            with self.slots.hold(1), self.slots.keep(files):
+                async with asyncio.timeout_at(deadline):
+                    return await self.decoders.heard(files[0], self.limits.request_s)
         except TimeoutError:
-            limit = f"no answer within {self.limits.request_s:g} s"
-            raise Refused(504, "deadline", limit, self.slots.wait_s()) from None
+            raise self._late() from None
+
+    def _late(self) -> Refused:
+        return Refused(504, "deadline", f"no answer within {self.limits.request_s:g} s", self.slots.wait_s())
 
     async def _decoded(self, files: Sequence[bytes], rate_hz: int) -> tuple[list[Array], list[float]]:
         """Each file as mono samples, and its seconds. Refused: 422 with the reason of one that cannot be read, 413 as
         soon as what is decoded passes the limit of a request: the rest is not decoded."""
+        if len(files) == 1:
+            _, clip, clip_s = await self._decode(files[0], 0, rate_hz)
+            self._check_sum(clip_s)
+            return [clip], [clip_s]
         clips: dict[int, tuple[Array, float]] = {}
-        total, limit = 0.0, self.limits.audio_s
-        asked = [(self._numbered, data, i, rate_hz) for i, data in enumerate(files)]
-        async with aclosing(self._each(asked)) as decoded:
+        total = 0.0
+        async with aclosing(self._each(files, rate_hz)) as decoded:
             async for position, clip, seconds in decoded:
                 clips[position] = clip, seconds
                 total += seconds
-                if total > limit:
-                    told = f"at least {total:.0f} s of audio, the limit of a request is {limit:g} s"
-                    raise Refused(413, "too_long", told)
+                self._check_sum(total)
         return [clips[i][0] for i in range(len(files))], [clips[i][1] for i in range(len(files))]
 
-    def _numbered(self, data: bytes, position: int, rate_hz: int) -> tuple[int, Array, float]:
-        return position, *self._decode(data, position, rate_hz)
+    def _check_sum(self, total: float) -> None:
+        if total > (limit := self.limits.audio_s):
+            raise Refused(413, "too_long", f"at least {total:.0f} s of audio, the limit of a request is {limit:g} s")
 
-    def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[Array, float]:
-        return self.decoders.decoded(data, position, rate_hz, self.limits.request_s)
+    async def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[int, Array, float]:
+        return position, *await self.decoders.decoded(data, position, rate_hz, self.limits.request_s)
 
-    async def _each(self, calls: Sequence[tuple[Any, ...]]) -> AsyncGenerator[Any, None]:
-        """What calls in the decoders' threads return, as they end. When one fails, or nobody waits any more, those not
+    async def _each(self, files: Sequence[bytes], rate_hz: int) -> AsyncGenerator[tuple[int, Array, float], None]:
+        """(position, samples, seconds) as files are decoded. When one fails, or nobody waits any more, those not
         begun are dropped, and those that run keep a slot each until they have ended: the machine is still busy."""
-        begun = [self.threads.submit(*call) for call in calls]
-        waited = [asyncio.wrap_future(future) for future in begun]
+        begun = [asyncio.ensure_future(self._decode(data, i, rate_hz)) for i, data in enumerate(files)]
         try:
-            for ended in asyncio.as_completed(waited) if len(waited) > 1 else waited:
+            for ended in asyncio.as_completed(begun):
                 yield await ended
         finally:
-            for future, waiting in zip(begun, waited, strict=True):
-                if not future.cancel() and not future.done():
-                    self.slots.busy_until(future)
-                if not waiting.cancel() and not waiting.cancelled():
-                    waiting.exception()  # seen: of several that failed one is told
+            for waiting in begun:
+                waiting.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)
 
     def _in_thread(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The work's result; cancelled when the client goes away, so that nobody's clips are not computed."""
-    task, gone = asyncio.current_task(), False
+    """The work's result; cancelled when the client goes away, so that nobody's clips are not computed.
+
+    A connection of ours says so itself; another server's is asked, by a task of its own.
+    """
+    task = asyncio.current_task()
     assert task
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    watcher = asyncio.ensure_future(watch())
+    gone: Gone = request.scope.get(GONE) or Gone()
+    gone.then.append(task.cancel)
+    watcher = None if GONE in request.scope else asyncio.ensure_future(_watch(request, gone))
     try:
+        if gone.true:  # while its body was taken apart
+            task.cancel()
         return await work
     except asyncio.CancelledError:
-        if gone and not task.uncancel():
+        if gone.true and not task.uncancel():
             raise Refused(400, "gone", "the client went away") from None
         raise
     finally:
-        watcher.cancel()
+        gone.then.clear()
+        if watcher:
+            watcher.cancel()
+
+
+async def _watch(request: Request, gone: Gone) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.tell()
 
 
 def _check_layer(ask: Ask, served: Served) -> None:

@@ -12,6 +12,7 @@ Price nothing is unpickled: JSON and safetensors only
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from aut.errors import DataError
 from aut.files import read_json
 from aut.serving.engine import Engine
+from aut.serving.limits import raw
 
 EXAMPLE = "example.audio"
 POOLINGS = ("valid", "padded")  # of aut/encoders/clipwise.py
@@ -85,10 +87,11 @@ class Served:
     evidence: dict[str, Any] | None = None
     report: bytes | None = None
 
-    def headers(self) -> dict[str, str]:
-        """On every response."""
+    @cached_property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """On every response, as ASGI has them."""
         run = {"X-Model-Run-Id": self.pointer.run_id} if self.pointer.run_id else {}
-        return {"X-Model-Version": self.pointer.address, "X-Model-Weights": self.encoder.digest, **run}
+        return raw({"X-Model-Version": self.pointer.address, "X-Model-Weights": self.encoder.digest, **run})
 
     def goes_by(self, name: str) -> bool:
         """Whether a client that asks for a model of this name means this version: its address, alias or model."""

@@ -6,7 +6,7 @@ Why   a decoder that crashes on hostile bytes, or a model that meets the end of 
       Python runs one thread at a time, so that a pass of a hundred kernels waits for HTTP in its own process.
       Nothing is pickled or unpickled on the way (lines.py). Price: 15 ms for a new process: it is forked from one that
       has imported torch already, and shares its memory.
-Run   Crew(opened, (args,), count=2).call({"op": "decode"}, [data])
+Run   Crew(opened, (args,), count=2).call({"op": "decode"}, [data]); from an event loop, desk.py
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 from aut import errors
 from aut.errors import AutError
 from aut.serving.lines import Head as Head
-from aut.serving.lines import Line, pair
+from aut.serving.lines import Line, Message, pair
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+    from socket import socket
 
+Answer = tuple[Head, list[bytes]]
 Handler = Callable[[Head, list[memoryview]], tuple[Head, Sequence[Any]]]
 Opened = Callable[..., tuple[Handler, Head]]
 """Runs in the child: what answers its calls, and its greeting."""
@@ -49,15 +50,15 @@ class Crew:
 
     def __init__(self, opened: Opened, args: tuple[Any, ...], count: int) -> None:
         self._make = (opened, args)
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        self.workers: list[_Worker] = []
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self.workers: list[Worker] = []
         self.lost = 0
         self.add(count)
 
     def add(self, count: int) -> None:
         """More workers; they start at once and are not waited for."""
         for _ in range(count):
-            worker = _Worker(*self._make)
+            worker = Worker(*self._make)
             worker.start()
             self.workers.append(worker)
             self._idle.put(worker)
@@ -66,7 +67,7 @@ class Crew:
         """What each worker said when it had opened. Raises what opening raised, or Lost."""
         return [worker.greeting() for worker in self.workers]
 
-    def call(self, head: Head, parts: Sequence[Any] = (), timeout_s: float = 60.0) -> tuple[Head, list[bytes]]:
+    def call(self, head: Head, parts: Sequence[Any] = (), timeout_s: float = 60.0) -> Answer:
         """The answer of an idle worker. Lost: it died or took over `timeout_s`; the next call finds another."""
         worker = self._idle.get()
         try:
@@ -82,8 +83,8 @@ class Crew:
             worker.end()
 
 
-class _Worker:
-    """One process and our end of its line."""
+class Worker:
+    """One process and our end of its line. `call` is for threads, what it is made of for a loop, too."""
 
     def __init__(self, opened: Opened, args: tuple[Any, ...]) -> None:
         self._make = (opened, args)
@@ -97,7 +98,7 @@ class _Worker:
         time.sleep(max(0.0, self._started + AGAIN_S - time.monotonic()) if self._started else 0.0)
         self._started = time.monotonic()
         context = _context()
-        self._line, theirs = pair(context)
+        self._line, theirs = pair()
         self._process = context.Process(target=_work, args=(theirs, *self._make), daemon=True)
         self._process.start()
         theirs.close()
@@ -109,56 +110,89 @@ class _Worker:
             self._greeting, _ = self._answer(START_S)
         return self._greeting
 
-    def call(self, head: Head, parts: Sequence[Any], timeout_s: float) -> tuple[Head, list[bytes]]:
-        if self._closed:
-            raise Lost("closed")
-        if self._died():  # idle: nothing is lost
-            self._drop()
-        self.greeting()
+    def call(self, head: Head, parts: Sequence[Any], timeout_s: float) -> Answer:
+        self.prepare()
         try:
-            assert self._line
-            self._line.send(head, parts)
-        except (OSError, ValueError) as error:  # ValueError: the other end has been closed
-            self._drop()
-            raise Lost(type(error).__name__) from None
+            self.send(head, parts)
+        except Lost:
+            self.drop()
+            raise
         return self._answer(timeout_s)
 
-    def _died(self) -> bool:
-        if self._line is not None and self._greeting is not None:
-            return self._line.poll(0)  # nothing was asked, so what can be read is its end: cheaper than to ask for it
-        return self._process is not None and not self._process.is_alive()
+    def stands(self) -> bool:
+        """It has opened, and lives. Nothing was asked, so what can be read is its end: cheaper than to ask for it."""
+        return self._line is not None and self._greeting is not None and not self._line.poll(0)
+
+    def prepare(self) -> None:
+        """Waits until it stands; one that died idle is replaced, and nothing is lost."""
+        if self._closed:
+            raise Lost("closed")
+        if not self.stands():
+            if self._greeting is not None or (self._process is not None and not self._process.is_alive()):
+                self.drop()
+            self.greeting()
+
+    def send(self, head: Head, parts: Sequence[Any]) -> None:
+        """To one that stands. Waits where the parts do not fit into the shared memory."""
+        assert self._line
+        try:
+            self._line.send(head, parts)
+        except (OSError, ValueError) as error:  # ValueError: the other end has been closed
+            raise Lost(type(error).__name__) from None
+
+    def fileno(self) -> int:
+        """Readable when more of an answer has come, or the process is gone."""
+        assert self._line
+        return self._line.fileno()
+
+    def arrived(self) -> Message | None:
+        """Its answer, good until the next is asked for; None while some of it has not come. Never waits."""
+        assert self._line
+        try:
+            return self._line.arrived()
+        except (OSError, EOFError, ValueError) as error:
+            raise Lost(type(error).__name__) from None
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with suppress(Exception):
+                self._process.kill()
 
     def end(self) -> None:
         self._closed = True
-        self._drop()
+        self.drop()
 
-    def _answer(self, timeout_s: float) -> tuple[Head, list[bytes]]:
+    def drop(self) -> None:
+        self.kill()
+        line = self._line
+        self._line = self._process = self._greeting = None
+        if line is not None:
+            line.close()
+
+    def _answer(self, timeout_s: float) -> Answer:
         assert self._line
         try:
             if not self._line.poll(timeout_s):
                 raise TimeoutError
-            head, parts = self._line.receive()
+            message = self._line.receive()
         except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
-            self._drop()
+            self.drop()
             raise Lost(type(error).__name__) from None
-        if "error" in head:
-            raise _raised(head["error"])
-        return head, [bytes(part) for part in parts]
-
-    def _drop(self) -> None:
-        line, process = self._line, self._process
-        self._line = self._process = self._greeting = None
-        if line is not None:
-            line.close()
-        if process is not None:
-            with suppress(Exception):
-                process.kill()
+        return answer_of(message)
 
 
-def _work(conn: Connection, opened: Opened, args: tuple[Any, ...]) -> None:
+def answer_of(message: Message) -> Answer:
+    """The worker's, its parts copied out of the line; raises the error that was raised there."""
+    head, parts = message
+    if "error" in head:
+        raise _raised(head["error"])
+    return head, [bytes(part) for part in parts]
+
+
+def _work(end: socket, opened: Opened, args: tuple[Any, ...]) -> None:
     """The child: greets, then answers until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    line = Line(conn)
+    line = Line(end)
     try:
         handler, greeting = opened(*args)
         line.send(greeting)
@@ -177,9 +211,9 @@ def _work(conn: Connection, opened: Opened, args: tuple[Any, ...]) -> None:
 
 
 def _told(error: Exception) -> Head:
-    if isinstance(error, AutError):
-        return {"kind": type(error).__name__, "args": [str(a) for a in error.__reduce__()[1]]}
-    return {"kind": type(error).__name__, "args": [str(error)[:500]]}
+    said = error.__reduce__()[1] if isinstance(error, AutError) else (str(error)[:500],)
+    words = [str(word).encode(errors="backslashreplace").decode() for word in said]  # JSON has no half of a pair
+    return {"kind": type(error).__name__, "args": words}
 
 
 def _raised(told: Head) -> Exception:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+import os
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,17 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from aut.audio.decode import Unreadable
 from aut.encoders.clipwise import identity
 from aut.encoders.tower import WhisperTower
 from aut.errors import TrackingError
 from aut.files import write_json
 from aut.serving.app import create
+from aut.serving.desk import Desk
 from aut.serving.limits import Limits
 from aut.serving.service import Service
 from aut.serving.versions import Pointer
+from aut.serving.workers import Crew
 
 WIDTH = 32
 LABELS = {"words": ["yes", "no", "stop"], "scenes": ["rain", "dog"]}
@@ -119,6 +124,31 @@ async def serving(
             yield client, service
     finally:
         await service.stop()
+
+
+def scripted(folder: str) -> Any:
+    """Runs in the child: a decoder that does what its clip says, once; `folder` has a file for each clip begun."""
+
+    def handler(head: dict[str, Any], parts: list[memoryview]) -> tuple[dict[str, Any], list[Any]]:
+        word = bytes(parts[0][:4]).decode()
+        Path(folder, f"begun-{time.monotonic_ns()}-{os.getpid()}").touch()
+        if word == "fail":
+            raise Unreadable("not_audio", "as its clip says")
+        until = time.monotonic() + (20 if word == "wait" else 0.02)
+        while time.monotonic() < until and not Path(folder, "go").exists():
+            time.sleep(0.005)
+        return {"seconds": 0.6}, [np.zeros(9_600, np.float32)]
+
+    return handler, {}
+
+
+def direct(service: Service, folder: Path) -> Callable[[], int]:
+    """Gives the service decoders of that kind; returns what counts the clips begun. They go on once folder/go is."""
+    service.decoders.close()
+    service.decoders._crew = crew = Crew(scripted, (str(folder),), 2)
+    service.decoders.desk = Desk(crew, service.threads)
+    service.decoders.desk.left = service.slots.busy
+    return lambda: len(list(folder.glob("begun-*")))
 
 
 def documented(paths: dict[str, Any]) -> Any:

@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvicorn
+from starlette.requests import Request
 
 from aut.serving import connections
 from aut.serving.app import create
 from aut.serving.connections import Connection, named
 from aut.serving.gate import sliced
-from aut.serving.limits import Limits
-from aut.serving.service import Service
+from aut.serving.limits import Limits, Refused
+from aut.serving.service import Service, unless_gone
 from aut.serving.watcher import Folder
 from tests.unit.serving_fixture import write_version
 
@@ -101,6 +102,55 @@ def test_an_answer_that_nobody_reads_is_dropped(path, more):
             return took
 
     assert 0.2 < asyncio.run(ask()) < 5
+
+
+@pytest.mark.parametrize("size", [0, 100_000, 700_000])
+@pytest.mark.parametrize("early", [False, True])
+def test_who_goes_away_is_not_worked_for(size, early):
+    """Also where the body came in more pieces than are read ahead, and where it has gone before the work began."""
+    told, begun = [], asyncio.Event()
+
+    async def works(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        begun.set()
+        await asyncio.sleep(0.2 * early)
+        try:
+            await unless_gone(Request(scope, receive), asyncio.sleep(8))
+        except Refused as refused:
+            told.append(refused.reason)
+
+    async def ask():
+        async with server(works) as (port, _):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(size))
+            await asyncio.wait_for(begun.wait(), 5)
+            writer.close()
+            async with asyncio.timeout(5):
+                while not told:
+                    await asyncio.sleep(0.02)
+
+    asyncio.run(ask())
+    assert told == ["gone"]
+
+
+def test_headers_and_body_of_an_answer_come_at_once():
+    """One packet; and what has no body comes, too."""
+
+    async def ask():
+        async with server() as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            whole = await reader.read(1 << 16)
+            writer.write(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+            bare = await asyncio.wait_for(reader.read(1 << 16), 5)
+            writer.close()
+            return whole, bare
+
+    whole, bare = asyncio.run(ask())
+    assert whole.endswith(b"\r\n\r\nxx")
+    assert bare.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert bare.endswith(b"\r\n\r\n")
 
 
 def test_an_answer_that_is_read_a_little_at_a_time_is_dropped(monkeypatch):

@@ -17,7 +17,7 @@ from aut.errors import DataError
 from aut.serving.batcher import RATIO, Batcher, Job, Turn, bucket
 from aut.serving.engine import Ask
 from aut.serving.limits import BUDGET_S, PATIENCE, Limits, Refused, Slots
-from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
+from tests.unit.serving_fixture import Shelf, direct, file_of, serving, sound, write_version
 
 
 @pytest.fixture(scope="module")
@@ -105,54 +105,38 @@ def test_each_limit_refuses_before_the_work(version):
     assert (held, clips) == (0, 0)
 
 
-def test_a_file_that_fails_drops_the_others_and_those_that_run_keep_their_slots(version):
-    begun, go_on = [], threading.Event()
-
+def test_a_file_that_fails_drops_the_others_and_those_that_run_keep_their_slots(version, tmp_path):
     async def ask():
         async with serving(Shelf({"1": version}, "1"), Limits(queue=20), run=slow(0)) as (client, service):
-
-            def decoded(data, position, rate_hz, timeout_s):
-                begun.append(position)
-                if position == 0:
-                    raise Refused(422, "not_audio", "clip 0")
-                go_on.wait(20)
-                return np.zeros(1600, np.float32), 0.1
-
-            service.decoders.decoded = decoded
-            answer = await client.post("/v1/embeddings", json={"input": [""] * 12})
+            begun = direct(service, tmp_path)
+            files = [base64.b64encode(word).decode() for word in (b"fail", *[b"wait"] * 11)]
+            answer = await client.post("/v1/embeddings", json={"input": files})
             held = service.slots.clips
             await asyncio.sleep(0.1)
             still = service.slots.clips
-            go_on.set()
+            (tmp_path / "go").touch()
             async with asyncio.timeout(5):
                 while service.slots.clips:
                     await asyncio.sleep(0.01)
-            return answer, held, still, len(service.decoders._crew.workers)
+            return answer, held, still, len(service.decoders._crew.workers), begun()
 
-    answer, held, still, decoders = asyncio.run(ask())
+    answer, held, still, decoders, begun = asyncio.run(ask())
     assert answer.status_code == 422
-    assert len(begun) <= decoders + 1
+    assert begun <= decoders + 1
     assert 1 <= held <= decoders
     assert still == held
 
 
-def test_audio_is_summed_while_it_is_decoded(version):
-    begun = []
-
+def test_audio_is_summed_while_it_is_decoded(version, tmp_path):
     async def ask():
         async with serving(Shelf({"1": version}, "1"), Limits(audio_s=1.0)) as (client, service):
+            begun = direct(service, tmp_path)
+            word = base64.b64encode(b"soon").decode()
+            return await client.post("/v1/embeddings", json={"input": [word] * 60}), begun()
 
-            def decoded(data, position, rate_hz, timeout_s):
-                begun.append(position)
-                time.sleep(0.02)
-                return np.zeros(16_000, np.float32), 0.6
-
-            service.decoders.decoded = decoded
-            return await client.post("/v1/embeddings", json={"input": [""] * 60})
-
-    answer = asyncio.run(ask())
+    answer, begun = asyncio.run(ask())
     assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "too_long")
-    assert len(begun) < 20
+    assert begun < 20
 
 
 def test_many_channels_at_a_high_rate_are_refused_by_the_header(version):
@@ -287,10 +271,10 @@ def test_files_are_counted_until_they_are_decoded_and_then_let_go(version):
     async def ask():
         async with serving(Shelf({"1": version}, "1"), limits, run=slow(0)) as (client, service):
 
-            def decode(data, position, rate_hz):
+            async def decode(data, position, rate_hz):
                 begun.set()
-                assert go_on.wait(20)
-                return np.zeros(1_600, np.float32), 0.1
+                assert await asyncio.to_thread(go_on.wait, 20)
+                return position, np.zeros(1_600, np.float32), 0.1
 
             service._decode = decode
             first = asyncio.ensure_future(client.post("/v1/embeddings", files={"file": clip}))
@@ -756,22 +740,21 @@ def test_a_clip_that_the_encoder_cannot_take_fails_alone(version):
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/features"])
-def test_one_deadline_holds_for_body_and_answer_of_every_route(version, path):
+def test_one_deadline_holds_for_body_and_answer_of_every_route(version, path, tmp_path):
     """A body that takes half of the time leaves half of it for the answer."""
-    go_on = threading.Event()
 
     async def body():
         await asyncio.sleep(0.4)
-        yield file_of(sound(0.2))
+        yield b"wait"
 
     async def ask():
         async with serving(Shelf({"1": version}, "1"), Limits(request_s=0.8), run=slow(0)) as (client, service):
-            service.decoders.decoded = service.decoders.heard = lambda *args: go_on.wait(20)
+            direct(service, tmp_path)
             started = time.monotonic()
             answer = await client.post(path, content=body())
             took = time.monotonic() - started
             held = service.slots.clips
-            go_on.set()
+            (tmp_path / "go").touch()
             async with asyncio.timeout(5):
                 while service.slots.clips:
                     await asyncio.sleep(0.01)

@@ -5,12 +5,16 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from aut.audio.decode import Unreadable
 from aut.errors import DataError
+from aut.serving.desk import Desk
+from aut.serving.lines import SHARED
 from aut.serving.workers import Crew, Failed, Lost
 from tests.unit.serving_fixture import Shelf, file_of, serving, sound, write_version
 
@@ -86,6 +90,107 @@ def test_what_does_not_open_says_why():
     with pytest.raises(DataError, match=r"it does not open\. look"):
         crew.greetings()
     crew.close()
+
+
+@contextmanager
+def desk_of(count=2):
+    with ThreadPoolExecutor(2) as threads:
+        desk = Desk(Crew(echo, ("one",), count), threads)
+        try:
+            yield desk
+        finally:
+            desk.close()
+
+
+def test_a_loop_is_answered_as_a_thread_is():
+    """Of every size: parts that do not fit into the shared memory pass through the socket, both ways."""
+
+    async def ask():
+        with desk_of() as desk:
+            sizes = (1, 0, 1 << 18, SHARED // 4 + 1, 3 * SHARED, 7)
+            asked = [np.arange(size, dtype=np.float32) for size in sizes]
+            answers = await asyncio.gather(*(desk.ask({"do": "double"}, [a], 60.0) for a in asked))
+            assert all(
+                np.array_equal(np.frombuffer(b[0], np.float32), 2 * a) for (_, b), a in zip(answers, asked, strict=True)
+            )
+            assert len({head["pid"] for head, _ in answers}) <= 2
+            for do, error in (("refuse", Unreadable), ("fail", Failed)):
+                with pytest.raises(error):
+                    await desk.ask({"do": do}, [], 60.0)
+            assert desk._crew.lost == 0
+
+    asyncio.run(ask())
+
+
+def test_a_loop_loses_one_call_to_a_worker_that_dies_or_hangs():
+    async def ask():
+        one = np.ones(1, np.float32)
+        with desk_of(1) as desk:
+            for head, limit in (({"do": "die"}, 30.0), ({"do": "hang"}, 0.2)):
+                lost, after = await asyncio.gather(
+                    desk.ask(head, [], limit), desk.ask({"do": "double"}, [one], 60.0), return_exceptions=True
+                )
+                assert isinstance(lost, Lost)
+                assert after[0]["name"] == "one", "who waited is answered by the next"
+            (worker,) = desk._crew.workers
+            os.kill(after[0]["pid"], signal.SIGKILL)
+            await asyncio.to_thread(worker._process.join, 30)
+            for seen in (False, True):  # before the loop has seen that it is gone, and after
+                pid = (await desk.ask({"do": "double"}, [one], 60.0))[0]["pid"]
+                assert pid != after[0]["pid"]
+                os.kill(pid, signal.SIGKILL)
+                await asyncio.to_thread(worker._process.join, 30)
+                await asyncio.sleep(0.1 * seen)
+            assert desk._crew.lost == 2
+
+    asyncio.run(ask())
+
+
+def test_a_worker_that_does_not_read_is_ended_at_its_limit():
+    """What is asked does not fit into the shared memory, and the socket is full."""
+
+    async def ask():
+        with desk_of(1) as desk:
+            pid = (await desk.ask({"do": "double"}, [np.ones(1, np.float32)], 60.0))[0]["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(Lost):
+                await desk.ask({"do": "double"}, [np.ones(SHARED, np.float32)], 0.2)
+            assert (await desk.ask({"do": "double"}, [np.ones(1, np.float32)], 60.0))[0]["pid"] != pid
+
+    asyncio.run(ask())
+
+
+def test_who_goes_away_is_dropped_before_its_turn_and_told_of_after():
+    async def ask():
+        told = []
+        with desk_of(1) as desk:
+            desk.left = lambda: told.append("left") or (lambda: told.append("ended"))
+            await desk.ask({"do": "double"}, [np.ones(1, np.float32)], 60.0)
+            calls = [asyncio.ensure_future(desk.ask({"do": "hang"}, [], 0.5)) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert (told, len(desk._waiting)) == (["left"], 0)
+            started = time.monotonic()
+            await desk.ask({"do": "double"}, [np.ones(1, np.float32)], 60.0)
+            assert told == ["left", "ended"]
+            assert time.monotonic() - started < 5
+            assert desk._crew.lost == 1
+
+    asyncio.run(ask())
+
+
+def test_a_desk_that_closes_tells_those_who_wait():
+    async def ask():
+        with desk_of(1) as desk:
+            await desk.ask({"do": "double"}, [np.ones(1, np.float32)], 60.0)
+            calls = [asyncio.ensure_future(desk.ask({"do": "hang"}, [], 60.0)) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            desk.close()
+            return [type(e) for e in await asyncio.gather(*calls, return_exceptions=True)]
+
+    assert asyncio.run(ask()) == [Lost, Lost]
 
 
 def test_a_server_outlives_its_decoders_and_engines(tmp_path):
