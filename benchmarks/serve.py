@@ -22,11 +22,11 @@ Figures  ratio_mlflow        clips/s at 32 clients, ours over the peer's best
          loop_share          the model called clip by clip, over the same
          failed_on_swap      requests not answered 200, or by no known version, while the alias moves 20 times
          overload_p99_ratio  p99 of accepted requests at 10 x capacity over p99 of one client alone. Some twenty that
-                             come before an overload can be told from a crowd are over 1 % of 4 s (--quick), not of 60
+                             come before an overload can be told from a crowd are over 1 % of 3 s (--quick), not of 60
          overload_settled_ratio  without those asked in the first second
          ready_s             start to ready, warm cache, nothing else running (not --quick)
 With  `aut serve` as it starts for its users, in every load; the alias is looked at every 0.05 s
-Run   python -m benchmarks.serve --quick     1.2 s a load of 12, 2 turns of 12, 4 s of overload of 60, a peer each
+Run   python -m benchmarks.serve --quick     1 s a load of 12, 2 turns of 12, 3 s of overload of 60, a peer each
 """
 
 from __future__ import annotations
@@ -425,7 +425,7 @@ def overload(server: Process, requests: Sequence[bytes], capacity: float, second
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
-    seconds, turn_s = (3.0, 1.2) if options.quick else (12.0, 3.0)
+    seconds, turn_s = (2.0, 1.0) if options.quick else (12.0, 3.0)
     load_s = turn_s if options.quick else seconds
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.pop(name, None)  # each side starts as it does for its users
@@ -460,7 +460,7 @@ def main() -> None:
                         turns[name].append(asyncio.run(closed(one.port, requests, CLIENTS, turn_s)))
             batched, loop = bare.told()
             mine, *loads = (told(joined(parts), name) for name, parts in turns.items())
-            flood = overload(server, ours(bodies), mine.per_s, 4.0 if options.quick else 60.0)
+            flood = overload(server, ours(bodies), mine.per_s, 3.0 if options.quick else 60.0)
             (empty, *whole), hollow = (
                 [against(s, requests, load_s, name) for name, s in servers.items()] for servers, requests in others
             )

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from aut.audio.container import Unreadable as Unreadable
 from aut.audio.container import check_whole
+from aut.audio.plain import floats
 from aut.audio.rate import LOUDEST, resampled, within
 from aut.files import digest_bytes
 from aut.units import RATE_HZ
@@ -192,8 +193,7 @@ def _floats(sound: Any, frames: int) -> NDArray[np.float32]:
     if sound.subtype != "PCM_16":
         x_TC: NDArray[np.float32] = sound.read(frames, dtype="float32", always_2d=True)
         return x_TC
-    scaled: NDArray[np.float32] = sound.read(frames, dtype="int16", always_2d=True) * np.float32(1 / 32_768)
-    return scaled
+    return floats(sound.read(frames, dtype="int16", always_2d=True))
 
 
 def _mono(x_TC: NDArray[np.float32]) -> NDArray[np.float32]:

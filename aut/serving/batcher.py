@@ -19,9 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from aut.audio.plain import Samples
 from aut.errors import DataError
 from aut.serving.engine import Ask, Result
 from aut.serving.limits import Limits, Refused, Slots
@@ -29,13 +27,12 @@ from aut.serving.versions import Served
 from aut.serving.workers import Lost
 
 RATIO = 1.5  # between the edges of neighbouring buckets: at most a third of a batch is padding
-Array = NDArray[np.float32]
 
 
-Compute = Callable[[Served, Ask, Sequence[Array]], list[Result]]
+Compute = Callable[[Served, Ask, Sequence[Samples]], list[Result]]
 
 
-def compute(served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result]:
+def compute(served: Served, ask: Ask, clips: Sequence[Samples]) -> list[Result]:
     """One pass for clips of one version and ask."""
     try:
         return served.encoder.compute(ask, clips)
@@ -43,7 +40,7 @@ def compute(served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result]:
         raise Refused(503, "worker_lost", "the process that computed ended: try again", 1.0) from None
 
 
-def apart(run: Compute, served: Served, ask: Ask, clips: Sequence[Array]) -> list[Result | Exception]:
+def apart(run: Compute, served: Served, ask: Ask, clips: Sequence[Samples]) -> list[Result | Exception]:
     """One pass, a result or an error a clip. Where it fails for several clips, each alone: the others are no part of
     the fault. Not where the process died, or it was refused: that is no clip's fault, or costs a process each."""
     try:
@@ -67,7 +64,7 @@ class Turn:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    clip: Array
+    clip: Samples
     seconds: float
     key: tuple[int, Ask, int | None]  # version, ask, bucket (None: packed): what may share a batch
     served: Served
@@ -108,7 +105,7 @@ class Batcher:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def submit(
-        self, clips: Sequence[Array], ask: Ask, served: Served, deadline: float, came: float = math.inf
+        self, clips: Sequence[Samples], ask: Ask, served: Served, deadline: float, came: float = math.inf
     ) -> list[Result]:
         """Results in order. Refused: 429 too much audio waits, 413 more than may ever, 504 past the deadline.
 

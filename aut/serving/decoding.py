@@ -3,7 +3,8 @@
 In    the bytes of a file
 Out   mono samples at the encoder's rate and seconds; or waveform and log-mel for a picture (features.py)
 Why   hostile bytes meet libsndfile where a crash costs one request and 15 ms, and a decoder that does not end is ended.
-      What decoding costs is samples over all channels, not seconds: these are limited by the header, too
+      What decoding costs is samples over all channels, not seconds: these are limited by the header, too. 16-bit WAV at
+      the encoder's 16 kHz is taken as it lies (aut/audio/plain.py), and scaled where it is computed
 Price the bytes cross to another process, and the samples back: 0.2 ms for a clip of 5 s
 """
 
@@ -14,17 +15,16 @@ from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aut.audio.container import CHECKED
 from aut.audio.decode import ONE_GO, Unreadable, decode
+from aut.audio.plain import Samples, plain
 from aut.audio.rate import resampled
 from aut.serving.desk import Desk
 from aut.serving.limits import Refused
 from aut.serving.workers import Answer, Crew, Failed, Handler, Head, Lost
 from aut.units import RATE_HZ
 
-Array = NDArray[np.float32]
 MEMORY = 2 << 30  # bytes a decoder may allocate
 WIDEST = 2 * 48_000  # samples a second of the longest clip: shorter ones may be as much wider
 
@@ -33,15 +33,18 @@ class Decoders:
     """`count` processes, asked from the event loop; `lost` counts those that died."""
 
     def __init__(self, count: int, max_s: float, threads: Executor) -> None:
-        self._crew = Crew(opened, (max_s,), count)
+        self._crew, self._longest = Crew(opened, (max_s,), count), round(max_s * RATE_HZ)
         self.desk = Desk(self._crew, threads)
 
     @property
     def lost(self) -> int:
         return self._crew.lost
 
-    async def decoded(self, data: bytes, position: int, rate_hz: int, timeout_s: float) -> tuple[Array, float]:
+    async def decoded(self, data: bytes, position: int, rate_hz: int, timeout_s: float) -> tuple[Samples, float]:
         """Mono samples at `rate_hz`, and seconds. Refused 422 with the reason, naming the clip by its position."""
+        pcm_T = plain(data) if rate_hz == RATE_HZ else None
+        if pcm_T is not None and len(pcm_T) <= self._longest:  # a longer one is the decoder's to refuse
+            return pcm_T, len(pcm_T) / RATE_HZ
         head, parts = await self._asked({"op": "decode", "rate_hz": rate_hz}, data, position, timeout_s)
         return np.frombuffer(parts[0], np.float32), float(head["seconds"])
 

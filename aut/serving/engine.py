@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aut.audio.plain import Samples, floats
 from aut.errors import DataError
 from aut.serving.workers import Crew, Handler, Head, Lost
 
@@ -78,9 +79,10 @@ class Engine:
     def lost(self) -> int:
         return self._crew.lost
 
-    def compute(self, ask: Ask, clips: Sequence[Array]) -> list[Result]:
+    def compute(self, ask: Ask, clips: Sequence[Samples]) -> list[Result]:
         """One pass. Lost: its process died; another takes its place."""
-        asked = {"frames": ask.frames, "layer": ask.layer, "poolings": ask.poolings}
+        asked: Head = {"frames": ask.frames, "layer": ask.layer, "poolings": ask.poolings}
+        asked["types"] = [clip.dtype.str for clip in clips]
         head, parts = self._crew.call(asked, clips, COMPUTE_S)
         arrays = [np.frombuffer(p, np.float32).reshape(-1, head["width"]) for p in parts]
         if ask.frames:
@@ -106,7 +108,8 @@ def opened(folder: str, example: str, device: str | None, threads: int) -> tuple
     greeting["example"] = states["valid"].tolist()
 
     def handler(head: Head, parts: list[memoryview]) -> tuple[Head, list[Array]]:
-        return computed(encoder, head, [np.frombuffer(p, np.float32) for p in parts])
+        clips = [floats(np.frombuffer(p, kind)) for p, kind in zip(parts, head["types"], strict=True)]
+        return computed(encoder, head, clips)
 
     return handler, greeting
 

@@ -18,10 +18,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 
+from aut.audio.plain import Samples
 from aut.serving.batcher import Batcher, Compute, compute
 from aut.serving.connections import GONE, Gone
 from aut.serving.decoding import Decoders
@@ -33,7 +32,6 @@ from aut.serving.watcher import Source, Watcher
 
 log = logging.getLogger("aut.serving")
 T = TypeVar("T")
-Array = NDArray[np.float32]
 SWITCH_S = 0.0005  # a thread waits so long for the interpreter: 5 ms, the default, stalls each of a pass's 100 kernels
 
 
@@ -124,14 +122,14 @@ class Service:
     def _late(self) -> Refused:
         return Refused(504, "deadline", f"no answer within {self.limits.request_s:g} s", self.slots.wait_s())
 
-    async def _decoded(self, files: Sequence[bytes], rate_hz: int) -> tuple[list[Array], list[float]]:
+    async def _decoded(self, files: Sequence[bytes], rate_hz: int) -> tuple[list[Samples], list[float]]:
         """Each file as mono samples, and its seconds. Refused: 422 with the reason of one that cannot be read, 413 as
         soon as what is decoded passes the limit of a request: the rest is not decoded."""
         if len(files) == 1:
             _, clip, clip_s = await self._decode(files[0], 0, rate_hz)
             self._check_sum(clip_s)
             return [clip], [clip_s]
-        clips: dict[int, tuple[Array, float]] = {}
+        clips: dict[int, tuple[Samples, float]] = {}
         total = 0.0
         async with aclosing(self._each(files, rate_hz)) as decoded:
             async for position, clip, seconds in decoded:
@@ -144,10 +142,10 @@ class Service:
         if total > (limit := self.limits.audio_s):
             raise Refused(413, "too_long", f"at least {total:.0f} s of audio, the limit of a request is {limit:g} s")
 
-    async def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[int, Array, float]:
+    async def _decode(self, data: bytes, position: int, rate_hz: int) -> tuple[int, Samples, float]:
         return position, *await self.decoders.decoded(data, position, rate_hz, self.limits.request_s)
 
-    async def _each(self, files: Sequence[bytes], rate_hz: int) -> AsyncGenerator[tuple[int, Array, float], None]:
+    async def _each(self, files: Sequence[bytes], rate_hz: int) -> AsyncGenerator[tuple[int, Samples, float], None]:
         """(position, samples, seconds) as files are decoded. When one fails, or nobody waits any more, those not
         begun are dropped, and those that run keep a slot each until they have ended: the machine is still busy."""
         begun = [asyncio.ensure_future(self._decode(data, i, rate_hz)) for i, data in enumerate(files)]

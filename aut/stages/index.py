@@ -59,7 +59,7 @@ CODE = (
     "contracts.py", "units.py",
 )  # fmt: skip
 """What makes rows of Clips and their sounds: blocks of other code are read again, and not decoded."""
-DECODER = ("audio/container.py", "audio/decode.py", "audio/rate.py")
+DECODER = ("audio/container.py", "audio/decode.py", "audio/plain.py", "audio/rate.py")
 LISTENER = ("audio/fingerprint.py",)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aut.training.sizes import Sizes
 
 CODE = (
-    *(f"audio/{name}.py" for name in ("container", "decode", "mel", "rate")),
+    *(f"audio/{name}.py" for name in ("container", "decode", "mel", "plain", "rate")),
     *("datasets/_tokens.py", "encoders/attention.py", "encoders/whisper.py"),
     *("exclude.py", "order.py", "units.py"),
     *("stages/base.py", "stages/finetune.py"),
