@@ -22,11 +22,11 @@ Figures  ratio_mlflow        clips/s at 32 clients, ours over the peer's best
          loop_share          the model called clip by clip, over the same
          failed_on_swap      requests not answered 200, or by no known version, while the alias moves 20 times
          overload_p99_ratio  p99 of accepted requests at 10 x capacity over p99 of one client alone. Some twenty that
-                             come before an overload can be told from a crowd are over 1 % of 3 s (--quick), not of 60
+                             come before an overload can be told from a crowd are over 1 % of 2 s (--quick), not of 60
          overload_settled_ratio  without those asked in the first second
          ready_s             start to ready, warm cache, nothing else running (not --quick)
 With  `aut serve` as it starts for its users, in every load; the alias is looked at every 0.05 s
-Run   python -m benchmarks.serve --quick     1 s a load of 12, 2 turns of 12, 3 s of overload of 60, a peer each
+Run   python -m benchmarks.serve --quick     1 s a load of 12, 2 turns of 12, 2 s of overload of 60, a peer each
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from benchmarks._serving import Peer, Process, Server, free_port, identity_model
 
 CLIENTS = 32
 LEAD_S = 0.5  # of a load: its clients, all sent off at once, are not spread over the server's passes yet
-CALM_S = 1.5  # between loads: what was refused is forgotten
+CALM_S = 1.1  # between loads: what was refused is forgotten
 RATE = 16_000
 MOVES = 20
 
@@ -412,8 +412,8 @@ def swap(server: Server, uri: str, requests: Sequence[bytes], seconds: float) ->
 def overload(server: Process, requests: Sequence[bytes], capacity: float, seconds: float) -> Overload:
     """One client alone, then ten times the capacity."""
     time.sleep(CALM_S)
-    asyncio.run(closed(server.port, requests, 1, 0.5))
-    alone = asyncio.run(closed(server.port, requests, 1, max(1.5, seconds / 4)))
+    asyncio.run(closed(server.port, requests, 1, 0.2))
+    alone = asyncio.run(closed(server.port, requests, 1, max(1.0, seconds / 4)))
     load = asyncio.run(paced(server.port, requests, 10 * capacity, seconds))
     other = {s: load.statuses.count(s) for s in set(load.statuses)}
     ratio, settled = (p99_s / alone.p99_s for p99_s in (load.p99_s, load.settled_p99_s(1.0)))
@@ -460,7 +460,7 @@ def main() -> None:
                         turns[name].append(asyncio.run(closed(one.port, requests, CLIENTS, turn_s)))
             batched, loop = bare.told()
             mine, *loads = (told(joined(parts), name) for name, parts in turns.items())
-            flood = overload(server, ours(bodies), mine.per_s, 3.0 if options.quick else 60.0)
+            flood = overload(server, ours(bodies), mine.per_s, 2.0 if options.quick else 60.0)
             (empty, *whole), hollow = (
                 [against(s, requests, load_s, name) for name, s in servers.items()] for servers, requests in others
             )
