@@ -97,7 +97,10 @@ def _has_kernel(device: torch.device) -> bool:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, heads: int, keys: Keys, dropout_p: float = 0.0, causal: bool = False
 ) -> Tensor:
-    """softmax(q k / sqrt(D / H)) v -> [.., D] like q. Padded: [B, L, D]; packed: rows of all clips, [.., D]."""
+    """softmax(q k / sqrt(D / H)) v -> [.., D] like q. Padded: [B, L, D]; packed: rows of all clips, [.., D].
+
+    `causal` wants as many queries as keys of each clip. Packed clips know no `dropout_p` (`can_pack` says so before).
+    """
     if isinstance(keys, Spans):
         mix = _packed if q.is_cuda else _one_by_one
         q_NHd, k_NHd, v_NHd = (x.reshape(-1, heads, x.shape[-1] // heads) for x in (q, k, v))

@@ -37,7 +37,10 @@ Clips = Sequence[NDArray[np.float32]]
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Convolutions keep all bits of float32, as on a CPU: cuDNN's default, TF32, keeps 10 of 23 of the mantissa."""
+    """Convolutions keep all bits of float32, as on a CPU: cuDNN's default, TF32, keeps 10 of 23 of the mantissa.
+
+    The whole process's, while the block runs: threads that enter it side by side may leave it so.
+    """
     cudnn: Any = torch.backends.cudnn  # a module that is more than its stubs say
     convolutions = cudnn.conv
     before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
